@@ -1,0 +1,2 @@
+//! PID 1 of the guest: sets up containers and serves the host.
+fn main() {}

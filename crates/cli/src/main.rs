@@ -1,0 +1,2 @@
+//! Containers, each in its own virtual machine.
+fn main() {}

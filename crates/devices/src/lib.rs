@@ -1,0 +1,1 @@
+//! Virtio devices over vhost-user, and the process that serves them.

@@ -1,0 +1,1 @@
+//! Hypervisor drivers: what boots and watches a guest.

@@ -1,0 +1,1 @@
+//! Walls around our own processes: namespaces, minimal root, capabilities, seccomp.

@@ -1,0 +1,1 @@
+//! Installed guest kernels and their manifests.

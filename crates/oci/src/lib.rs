@@ -1,0 +1,1 @@
+//! OCI bundles and images: loading, checking, refusing with a reason.

@@ -1,0 +1,1 @@
+//! The sandbox process: one per VM; lifecycle, Task service, journal, timeline.

@@ -1,0 +1,2 @@
+//! Build the guest, run the suites, measure, package.
+fn main() {}
