@@ -26,6 +26,10 @@ mod generated {
     }
 }
 
+mod start_failure;
+
+pub use start_failure::StartFailure;
+
 /// The messages of `proto/agent.proto`.
 pub use generated::agent as messages;
 pub use generated::service::{Agent, AgentClient, create_agent};
