@@ -1,0 +1,86 @@
+//! What can go wrong with a container.
+
+use std::io;
+
+use super::{Failure, FailureKind};
+
+/// Why a container or a process in it could not be made or handled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ContainerError {
+    /// The specification asks for something that the guest does not do.
+    #[error("Cannot honour {field}: {reason}")]
+    Unsupported {
+        /// Path of the field in `config.json`, such as `linux.intelRdt`.
+        field: String,
+        /// Why not, and what to do instead where there is something.
+        reason: String,
+    },
+    /// A field of the specification has a value that means nothing.
+    #[error("Invalid {field}: {reason}")]
+    Invalid {
+        /// Path of the field in `config.json`.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The kernel refused something the agent did for the container.
+    #[error("Could not {step}{}", .field.as_ref().map(|field| format!(" ({field})")).unwrap_or_default())]
+    System {
+        /// The step, in words that follow "Could not".
+        step: String,
+        /// The field of the specification that asked for it.
+        field: Option<String>,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The process inside the container failed on its way to its program.
+    #[error("Could not {}{}{}", .0.step,
+        .0.field.as_ref().map(|field| format!(" ({field})")).unwrap_or_default(),
+        if .0.errno == 0 { String::new() } else { format!(": {}", io::Error::from_raw_os_error(.0.errno)) })]
+    Child(Failure),
+}
+
+impl ContainerError {
+    /// A refusal that names the field.
+    pub(super) fn unsupported(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Unsupported {
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A nonsensical value, with the field's name.
+    pub(super) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid {
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A step of the agent's that the kernel refused.
+    pub(super) fn system(step: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::System {
+            step: step.into(),
+            field: None,
+            source: source.into(),
+        }
+    }
+
+    /// The exit code a shell gives for it: 127 for a program that was not
+    /// found, 126 for one that cannot be run, `None` if it is not the program.
+    pub fn exit_code(&self) -> Option<u8> {
+        match self {
+            Self::Child(Failure {
+                kind: FailureKind::NotFound,
+                ..
+            }) => Some(127),
+            Self::Child(Failure {
+                kind: FailureKind::NotExecutable,
+                ..
+            }) => Some(126),
+            _ => None,
+        }
+    }
+}
