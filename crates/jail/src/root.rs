@@ -18,6 +18,8 @@ const ROOT_INODES: &str = "16384";
 /// `uid` and `gid` own the scratch file systems.
 pub(crate) fn build_and_pivot(root: &Root, uid: u32, gid: u32) -> Result<(), JailError> {
     let at_root = |step| failed(step, Path::new("/"));
+    // The caller's mask must not close the directories on the way to the mount points.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     rustix::mount::mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
