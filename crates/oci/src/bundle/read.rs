@@ -1,0 +1,152 @@
+//! Reading config.json: bounded, from a regular file only, with the position of
+//! what is wrong in it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{CWD, Mode, OFlags};
+use serde::Deserialize;
+use serde_json::error::Category;
+
+use super::{BundleError, Problem};
+use crate::text::one_line;
+
+/// The largest config.json, in bytes. The guest is sent the configuration in one RPC
+/// message of at most 4 MiB, and the part of it that is rewritten may grow.
+pub const MAX_CONFIG_BYTES: u64 = 3 << 20;
+
+/// Reads and parses `<dir>/config.json`.
+pub(super) fn config(dir: &Path) -> Result<Spec, BundleError> {
+    let path = dir.join("config.json");
+    let unreadable = |source| BundleError::ConfigUnreadable {
+        path: path.clone(),
+        source,
+    };
+    // Without NONBLOCK a FIFO of that name would stop us here until somebody writes to it.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(rustix::io::Errno::NOENT) => return Err(BundleError::NoConfig { dir: dir.into() }),
+        // A socket, or a device without a driver.
+        Err(rustix::io::Errno::NXIO | rustix::io::Errno::NODEV) => {
+            return Err(BundleError::ConfigNotAFile { path });
+        }
+        Err(errno) => return Err(unreadable(errno.into())),
+    };
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(BundleError::ConfigNotAFile { path });
+    }
+    let too_large = || BundleError::TooLarge {
+        path: path.clone(),
+        limit: MAX_CONFIG_BYTES,
+    };
+    if metadata.len() > MAX_CONFIG_BYTES {
+        return Err(too_large());
+    }
+    let json = read_bounded(&file, metadata.len())
+        .map_err(unreadable)?
+        .ok_or_else(too_large)?;
+    parse(&path, &json)
+}
+
+/// Reads at most [`MAX_CONFIG_BYTES`]; `None` if there is more (the file grew).
+fn read_bounded(file: &File, expected: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0).saturating_add(1));
+    file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut bytes)?;
+    let fits = u64::try_from(bytes.len()).is_ok_and(|length| length <= MAX_CONFIG_BYTES);
+    Ok(fits.then_some(bytes))
+}
+
+/// Parses a configuration. The quick way first; only if that fails, once more with
+/// the path to the culprit kept.
+pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Spec, BundleError> {
+    if !fits(json) {
+        return Err(BundleError::TooLarge {
+            path: path.into(),
+            limit: MAX_CONFIG_BYTES,
+        });
+    }
+    match serde_json::from_slice::<Spec>(json) {
+        Ok(spec) => Ok(spec),
+        Err(error) => Err(explain(path, json, &error)),
+    }
+}
+
+fn fits(json: &[u8]) -> bool {
+    u64::try_from(json.len()).is_ok_and(|length| length <= MAX_CONFIG_BYTES)
+}
+
+fn explain(path: &Path, json: &[u8], error: &serde_json::Error) -> BundleError {
+    if error.classify() != Category::Data {
+        return BundleError::Syntax {
+            path: path.into(),
+            line: error.line(),
+            column: error.column(),
+            problem: one_line(bare_message(&error.to_string())),
+            hint: hint(json, error),
+        };
+    }
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(&mut reader, &mut track);
+    let message = match Spec::deserialize(tracked) {
+        Err(error) => error.to_string(),
+        Ok(_) => error.to_string(),
+    };
+    let field = match track.path().to_string() {
+        path if path == "." => "config.json".to_owned(),
+        path => one_line(&path),
+    };
+    // The environment is never repeated: it is where secrets are kept.
+    let problem = if field.starts_with("process.env") {
+        Problem::Malformed("is not a list of strings; write [\"NAME=value\", …]")
+    } else {
+        Problem::Json(format!(
+            "{} (line {}, column {})",
+            one_line(bare_message(&message)),
+            error.line(),
+            error.column()
+        ))
+    };
+    BundleError::Field { field, problem }
+}
+
+/// The message without the position serde_json appends.
+fn bare_message(message: &str) -> &str {
+    message
+        .rfind(" at line ")
+        .map_or(message, |at| message.get(..at).unwrap_or(message))
+}
+
+/// What to look for, from where the parser stopped.
+fn hint(json: &[u8], error: &serde_json::Error) -> &'static str {
+    if json.iter().all(u8::is_ascii_whitespace) {
+        return "the file is empty, make one with `bulkhead spec`";
+    }
+    if json.starts_with(b"\xef\xbb\xbf") {
+        return "the file begins with a byte order mark, save it without one";
+    }
+    if std::str::from_utf8(json).is_err() {
+        return "the file is not UTF-8 text, save it as UTF-8";
+    }
+    if error.classify() == Category::Eof {
+        return "the file ends too early, look for a missing closing bracket or a cut-off copy";
+    }
+    let message = error.to_string();
+    if message.starts_with("trailing comma") {
+        "remove the comma before the closing bracket"
+    } else if message.starts_with("key must be a string") {
+        "put the name in double quotes, JSON has no comments and no single quotes"
+    } else if message.starts_with("trailing characters") {
+        "remove what follows the closing bracket"
+    } else if message.starts_with("expected `,`") {
+        "look for a missing comma on this line or the one before"
+    } else if message.starts_with("recursion limit") {
+        "it is nested too deeply to be a configuration"
+    } else {
+        "check the text around this position"
+    }
+}
