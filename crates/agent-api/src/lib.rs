@@ -10,6 +10,7 @@
     non_camel_case_types,
     non_snake_case,
     non_upper_case_globals,
+    unused_imports,
     unused_mut,
     unused_results,
     unsafe_code,
