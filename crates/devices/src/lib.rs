@@ -1,1 +1,28 @@
 //! Virtio devices over vhost-user, and the process that serves them.
+
+pub mod fs;
+pub mod process;
+pub mod session;
+pub mod vsock;
+
+pub use process::{DeviceConfig, DeviceError, FsConfig, VsockConfig, run};
+
+/// The part of a device's configuration space that the front end asks for; beyond its end there
+/// are zeros. The result is empty, which the front end takes as a refusal, when more is asked for
+/// than a vhost-user message may carry.
+fn config_space(space: &[u8], offset: u32, size: u32) -> Vec<u8> {
+    const MAX: usize = 256;
+    let (Ok(offset), Ok(size)) = (usize::try_from(offset), usize::try_from(size)) else {
+        return Vec::new();
+    };
+    if size > MAX {
+        return Vec::new();
+    }
+    space
+        .iter()
+        .copied()
+        .skip(offset)
+        .chain(std::iter::repeat(0))
+        .take(size)
+        .collect()
+}

@@ -1,0 +1,87 @@
+//! virtio-fs: the shared directory tree, served by virtiofsd's passthrough file system.
+//!
+//! The tree is the device process's own root (see [`crate::process`]), so that a path of the guest
+//! cannot name anything else even if every check of the passthrough failed.
+
+mod device;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit};
+use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, PassthroughFs};
+
+pub use device::Fs;
+
+/// How long the guest may use names and attributes without asking again. The host may change what
+/// is shared at any time; a guest that runs a program touches the same few files within moments.
+const VALIDITY: Duration = Duration::from_secs(1);
+
+/// Descriptors that the process keeps for itself out of its limit.
+const RESERVED_FDS: u64 = 1200;
+
+/// The shared tree cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// A tag that the configuration space cannot hold.
+    #[error("The file system tag {tag:?} must have 1 to {} bytes", device::TAG_LEN)]
+    Tag {
+        /// The tag.
+        tag: String,
+    },
+    /// A root that virtiofsd cannot name.
+    #[error("The path of the shared directory {path:?} must be valid UTF-8")]
+    Path {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The passthrough could not be set up.
+    #[error("Cannot share the directory {path:?}")]
+    Passthrough {
+        /// The path.
+        path: PathBuf,
+        /// What failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Opens `root` for sharing. `proc_fd` is an open `/proc/self/fd`, which the passthrough needs to
+/// turn a name into an open file and which a jail does not have.
+///
+/// # Errors
+/// [`FsError`].
+pub fn passthrough(root: &Path, proc_fd: OwnedFd) -> Result<PassthroughFs, FsError> {
+    let root_dir = root
+        .to_str()
+        .ok_or_else(|| FsError::Path {
+            path: root.to_owned(),
+        })?
+        .to_owned();
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let config = Config {
+        entry_timeout: VALIDITY,
+        attr_timeout: VALIDITY,
+        // Contents are fetched again when a file is opened after it changed.
+        cache_policy: CachePolicy::Auto,
+        root_dir,
+        proc_sfd_rawfd: Some(proc_fd.into()),
+        // Container images carry file capabilities and user attributes.
+        xattr: true,
+        // Volumes are mounts below the root; without this their inode numbers could collide.
+        announce_submounts: true,
+        // Handles would need CAP_DAC_READ_SEARCH, which opens every file of a file system.
+        inode_file_handles: InodeFileHandlesMode::Never,
+        readdirplus: true,
+        // Else every write is followed by a question for the file's capabilities.
+        killpriv_v2: true,
+        guest_fd_limit: limit.saturating_sub(RESERVED_FDS).max(limit / 2),
+        ..Config::default()
+    };
+    PassthroughFs::new(config).map_err(|source| FsError::Passthrough {
+        path: root.to_owned(),
+        source,
+    })
+}

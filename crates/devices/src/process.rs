@@ -1,0 +1,280 @@
+//! The device process: what it is given, the order in which it gives up power, its two threads.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bulkhead_jail::{Jail, JailError};
+use nix::sched::{CloneFlags, unshare};
+use rustix::io::FdFlags;
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::fs::{Fs, FsError, passthrough};
+use crate::session::{End, Session, SessionError};
+use crate::vsock::Vsock;
+use crate::vsock::control::DeviceChannel;
+use crate::vsock::mux::Mux;
+
+/// Stack of the file system's thread, in bytes. Requests are served one after the other, and the
+/// deepest path is a directory listing.
+const STACK: usize = 256 * 1024;
+
+/// What `bulkhead device` is started with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeviceConfig {
+    /// The jail to enter before the first byte of the guest is read. Its root is what the file
+    /// system shares.
+    pub jail: Jail,
+    /// The shared file system.
+    pub fs: FsConfig,
+    /// The streams.
+    pub vsock: VsockConfig,
+}
+
+/// The virtio-fs device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FsConfig {
+    /// Inherited listening `AF_UNIX` stream socket the hypervisor connects to.
+    pub listener_fd: RawFd,
+    /// Name under which the guest mounts the file system; 1 to 36 bytes.
+    pub tag: String,
+    /// The directory to share, as a path inside the jail.
+    pub root: PathBuf,
+}
+
+/// The virtio-vsock device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VsockConfig {
+    /// Inherited listening `AF_UNIX` stream socket the hypervisor connects to.
+    pub listener_fd: RawFd,
+    /// The guest's context id: 3 or more, below 2^32 - 1.
+    pub guest_cid: u64,
+    /// Inherited end of the control channel, see [`crate::vsock::control`].
+    pub control_fd: RawFd,
+}
+
+/// The device process cannot serve, or had to stop serving.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A descriptor that should have been inherited is missing or something else.
+    #[error("Descriptor {fd} given as {role} is not one; start `bulkhead device` from the sandbox")]
+    Descriptor {
+        /// The number.
+        fd: RawFd,
+        /// What it should be.
+        role: &'static str,
+        /// What the system said about it.
+        #[source]
+        source: io::Error,
+    },
+    /// A context id that a guest cannot have.
+    #[error("The guest cannot have the context id {cid}; use one from 3 to 4294967294")]
+    GuestCid {
+        /// The id.
+        cid: u64,
+    },
+    /// The jail could not be entered.
+    #[error("Cannot enter the jail of the device process")]
+    Jail(#[from] JailError),
+    /// The shared tree cannot be served.
+    #[error("Cannot set up the shared file system")]
+    Fs(#[from] FsError),
+    /// A resource of the process itself could not be had.
+    #[error("Cannot {what}")]
+    Setup {
+        /// What could not be done.
+        what: &'static str,
+        /// What the system call said.
+        #[source]
+        source: io::Error,
+    },
+    /// A device stopped because of its front end.
+    #[error("A device had to stop")]
+    Session(#[from] SessionError),
+}
+
+/// What the devices need, open and checked.
+#[derive(Debug)]
+pub struct Resources {
+    /// The hypervisor connects here for the file system.
+    pub fs: UnixListener,
+    /// The hypervisor connects here for the streams.
+    pub vsock: UnixListener,
+    /// The device's end of the control channel.
+    pub control: OwnedFd,
+    /// An open `/proc/self/fd`.
+    pub proc_fd: OwnedFd,
+}
+
+/// The device process from beginning to end: takes over the inherited descriptors, enters the
+/// jail, serves. Returns when the sandbox process closed the control channel, or when the
+/// hypervisor is gone and everything the guest sent was delivered.
+///
+/// To be called once, early in a process with a single thread, started in namespaces of its own
+/// (see [`bulkhead_jail::spawn`]).
+///
+/// # Errors
+/// See [`DeviceError`]. After an error the process must exit: it may be half jailed.
+pub fn run(config: DeviceConfig) -> Result<(), DeviceError> {
+    let inherited = Inherited::adopt(&config)?;
+    // Procfs is out of reach afterwards.
+    let proc_fd = bulkhead_jail::own_descriptors()?;
+    config.jail.enter()?;
+    let Inherited { fs, vsock, control } = inherited;
+    let resources = Resources {
+        fs,
+        vsock,
+        control,
+        proc_fd,
+    };
+    serve(
+        resources,
+        &config.fs.root,
+        &config.fs.tag,
+        config.vsock.guest_cid,
+    )
+}
+
+/// Serves both devices on two threads, the caller's and one more, without any jail. Returns like
+/// [`run`]. The file system's thread is not waited for: a request may hang in the host's file
+/// system, and the process is about to exit.
+///
+/// # Errors
+/// See [`DeviceError`].
+pub fn serve(
+    resources: Resources,
+    root: &Path,
+    tag: &str,
+    guest_cid: u64,
+) -> Result<(), DeviceError> {
+    if !(3..u64::from(u32::MAX)).contains(&guest_cid) {
+        return Err(DeviceError::GuestCid { cid: guest_cid });
+    }
+    let setup = |what| move |source| DeviceError::Setup { what, source };
+    let stop = Arc::new(
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(setup("make an event descriptor"))?,
+    );
+    let own_proc_fd = resources
+        .proc_fd
+        .try_clone()
+        .map_err(setup("duplicate the descriptor of /proc/self/fd"))?;
+
+    let fs = Fs::new(passthrough(root, resources.proc_fd)?, tag)?;
+    let mut fs = Session::new(resources.fs, fs, &*stop)?;
+    let control = DeviceChannel::new(resources.control);
+    let mux = Mux::new(guest_cid, control, Some(own_proc_fd))
+        .map_err(setup("make the event descriptors of the vsock device"))?;
+    let mut vsock = Session::new(resources.vsock, Vsock::new(guest_cid, mux), &*stop)?;
+
+    let failure = Arc::new(Mutex::new(None));
+    let (their_stop, their_failure) = (Arc::clone(&stop), Arc::clone(&failure));
+    std::thread::Builder::new()
+        .name("fs".to_owned())
+        .stack_size(STACK)
+        .spawn(move || {
+            // Some requests change the working directory for a moment.
+            let result = unshare(CloneFlags::CLONE_FS)
+                .map_err(|e| setup("unshare the working directory")(e.into()))
+                .and_then(|()| fs.run().map_err(DeviceError::from));
+            if let Err(e) = result {
+                *their_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                let _ = their_stop.write(1);
+            }
+        })
+        .map_err(setup("start the file system's thread"))?;
+    // Names in `top` and `ps -L`; a failure changes nothing else.
+    let _ = rustix::thread::set_name(c"vsock");
+
+    let end = vsock.run();
+    // Before the other thread is told to stop, or its silence would look like an error.
+    let failed = failure
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let _ = stop.write(1);
+    match (failed, end) {
+        (Some(e), _) => Err(e),
+        (None, Ok(End::Disconnected | End::Stopped)) => Ok(()),
+        (None, Err(e)) => Err(e.into()),
+    }
+}
+
+struct Inherited {
+    fs: UnixListener,
+    vsock: UnixListener,
+    control: OwnedFd,
+}
+
+impl Inherited {
+    fn adopt(config: &DeviceConfig) -> Result<Self, DeviceError> {
+        let numbers = [
+            config.fs.listener_fd,
+            config.vsock.listener_fd,
+            config.vsock.control_fd,
+        ];
+        let distinct: BTreeSet<RawFd> = numbers.into_iter().collect();
+        if let (Some(&fd), true) = (numbers.last(), distinct.len() < numbers.len()) {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is given twice");
+            return Err(DeviceError::Descriptor {
+                fd,
+                role: "a socket of its own",
+                source,
+            });
+        }
+        let listener = |fd, role| {
+            adopt(fd, role, |socket| {
+                Ok(socket_domain(socket)? == AddressFamily::UNIX
+                    && socket_type(socket)? == SocketType::STREAM
+                    && socket_acceptconn(socket)?)
+            })
+        };
+        Ok(Self {
+            fs: listener(config.fs.listener_fd, "the file system's listening socket")?.into(),
+            vsock: listener(
+                config.vsock.listener_fd,
+                "the vsock device's listening socket",
+            )?
+            .into(),
+            control: adopt(
+                config.vsock.control_fd,
+                "the vsock control channel",
+                |socket| {
+                    Ok(socket_domain(socket)? == AddressFamily::UNIX
+                        && socket_type(socket)? == SocketType::SEQPACKET)
+                },
+            )?,
+        })
+    }
+}
+
+/// Takes over the descriptor `fd` if it is what `is_right` wants.
+fn adopt(
+    fd: RawFd,
+    role: &'static str,
+    is_right: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<bool>,
+) -> Result<OwnedFd, DeviceError> {
+    let wrong = |source: io::Error| DeviceError::Descriptor { fd, role, source };
+    if fd <= libc::STDERR_FILENO {
+        return Err(wrong(io::ErrorKind::InvalidInput.into()));
+    }
+    // SAFETY: fcntl with F_GETFD takes any number and changes nothing.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
+        return Err(wrong(io::Error::last_os_error()));
+    }
+    // SAFETY: the descriptor is open; it was inherited for this process to own, by its number in
+    // the configuration, and no two entries of the configuration are the same.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    match is_right(owned.as_fd()) {
+        Ok(true) => {}
+        Ok(false) => return Err(wrong(io::ErrorKind::InvalidInput.into())),
+        Err(e) => return Err(wrong(e.into())),
+    }
+    rustix::io::fcntl_setfd(&owned, FdFlags::CLOEXEC).map_err(|e| wrong(e.into()))?;
+    Ok(owned)
+}
