@@ -16,7 +16,7 @@ fn main() {
     match args.as_slice() {
         [_, "exec", config] => {
             let config: ExecConfig = serde_json::from_str(config).expect("configuration");
-            fail(&exec::main(&config));
+            fail(&exec::main(config));
         }
         [_, "act", jail, action] => {
             let jail: Jail = serde_json::from_str(jail).expect("jail");

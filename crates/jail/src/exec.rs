@@ -12,7 +12,7 @@ use crate::{Jail, JailError};
 /// What to execute in which jail.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct ExecConfig {
-    /// The walls. Their system call profile must allow `execve`.
+    /// The walls. After the one `execve` that starts the program its filter allows no other.
     pub jail: Jail,
     /// The program, by its path inside the jail.
     pub program: PathBuf,
@@ -27,8 +27,8 @@ pub struct ExecConfig {
 
 /// Enters the jail and becomes the program; returns only on failure, after which the process must
 /// exit. Call it as the first act of a process started by [`spawn`](crate::spawn).
-pub fn main(config: &ExecConfig) -> JailError {
-    match run(config) {
+pub fn main(config: ExecConfig) -> JailError {
+    match run(&config) {
         Ok(never) => match never {},
         Err(error) => error,
     }
@@ -67,7 +67,7 @@ fn run(config: &ExecConfig) -> Result<Infallible, JailError> {
             });
         }
     }
-    config.jail.enter()?;
+    config.jail.enter_to_execute(&program)?;
     // SAFETY: both arrays end with a null pointer, and they and the strings they point to live
     // until the process image is replaced.
     unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };

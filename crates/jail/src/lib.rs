@@ -19,6 +19,7 @@ mod root;
 pub mod seccomp;
 mod spawn;
 
+use std::ffi::CStr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -74,8 +75,18 @@ impl Jail {
     /// Any failed step, with the path or the name of the step. The process is then half jailed and
     /// must exit.
     pub fn enter(&self) -> Result<(), JailError> {
+        self.enter_with(None)
+    }
+
+    /// Enters the jail and leaves one way on: executing the program whose path is at the address
+    /// of `program`.
+    pub(crate) fn enter_to_execute(&self, program: &CStr) -> Result<(), JailError> {
+        self.enter_with(Some(program))
+    }
+
+    fn enter_with(&self, program: Option<&CStr>) -> Result<(), JailError> {
         // The compiler of the filter needs only memory, but fails before anything is changed.
-        let filter = seccomp::compile(self.seccomp)?;
+        let filter = seccomp::compile(self.seccomp, program)?;
         confine::hostname(&self.hostname)?;
         confine::affinity(&self.cpus)?;
         root::build_and_pivot(&self.root, self.uid, self.gid)?;

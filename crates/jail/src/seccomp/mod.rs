@@ -5,6 +5,7 @@ mod qemu;
 mod uml;
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -36,14 +37,24 @@ pub(crate) type Line = (libc::c_long, Vec<SeccompRule>);
 pub(crate) struct Filters(Vec<BpfProgram>);
 
 /// Translates a profile for the kernel.
-pub(crate) fn compile(profile: Profile) -> Result<Filters, JailError> {
-    let (allowed, absent) = match profile {
+///
+/// If `execute` is given, `execve` is allowed for a path at that very address. The address means
+/// nothing to the program once it runs, so the program cannot execute another one, nor itself
+/// again (which is how User-Mode Linux reboots: here it ends).
+pub(crate) fn compile(profile: Profile, execute: Option<&CStr>) -> Result<Filters, JailError> {
+    let (mut allowed, absent) = match profile {
         Profile::None => return Ok(Filters(Vec::new())),
         Profile::Uml => uml::list(),
         Profile::Qemu => qemu::list(),
         Profile::Device => device::list(),
     }
     .map_err(|error| filter_error(profile, &error))?;
+    if let Some(path) = execute {
+        let address = path.as_ptr().addr() as u64;
+        let rule = rule(0, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, address);
+        let rule = rule.map_err(|error| filter_error(profile, &error))?;
+        allowed.push((libc::SYS_execve, vec![rule]));
+    }
     let allowed: BTreeMap<_, _> = allowed
         .into_iter()
         .chain(absent.iter().map(|call| (*call, Vec::new())))
@@ -120,6 +131,23 @@ pub(crate) fn one_of(
         .map(|value| rule(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value))
         .collect::<Result<_, _>>()?;
     Ok((call, rules))
+}
+
+/// Allows `call` unless the given argument, as a 32-bit value, is `value`.
+pub(crate) fn not_equal(
+    call: libc::c_long,
+    argument: u8,
+    value: u64,
+) -> Result<Line, seccompiler::BackendError> {
+    Ok((
+        call,
+        vec![rule(
+            argument,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Ne,
+            value,
+        )?],
+    ))
 }
 
 /// Allows `call` when none of the bits of `mask` is set in the given argument.

@@ -6,7 +6,6 @@ use super::{Lists, NAMESPACE_FLAGS, any, one_of, without_bits};
 
 pub(super) fn list() -> Lists {
     let mut lines = any(&[
-        libc::SYS_execve,
         // Life of the process and its threads.
         libc::SYS_exit,
         libc::SYS_exit_group,
