@@ -1,6 +1,6 @@
 //! The walls that are not mounts: name, processors, limits, credentials, death with the parent.
 
-use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -111,10 +111,24 @@ fn secure_bits() -> Result<(), Errno> {
 pub(crate) fn die_with_parent() -> Result<(), JailError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(JailError::confine("ask for a signal when the parent dies"))?;
-    // SAFETY: the number is only used for poll and close, both of which report a number that is
-    // not open; `spawn` reserves it, so no other part of the process owns it.
-    let parent = unsafe { BorrowedFd::borrow_raw(PARENT_FD) };
-    let mut fds = [PollFd::from_borrowed_fd(parent, PollFlags::IN)];
+    // A pidfd of a process outside one's own pid namespace cannot be signalled (EINVAL); anything
+    // that is no pidfd is a bad descriptor.
+    // SAFETY: integers and a null pointer, which means no extra information.
+    let probe = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            PARENT_FD,
+            0,
+            std::ptr::null::<()>(),
+            0,
+        )
+    };
+    if probe < 0 && last_errno() == Errno::BADF {
+        return Err(JailError::NoParent { number: PARENT_FD });
+    }
+    // SAFETY: it is open, as just seen, and owned by this function: `spawn` reserves the number.
+    let parent = unsafe { OwnedFd::from_raw_fd(PARENT_FD) };
+    let mut fds = [PollFd::new(&parent, PollFlags::IN)];
     poll(
         &mut fds,
         Some(&Timespec {
@@ -123,13 +137,7 @@ pub(crate) fn die_with_parent() -> Result<(), JailError> {
         }),
     )
     .map_err(JailError::confine("look whether the parent lives"))?;
-    let events = fds[0].revents();
-    if events.contains(PollFlags::NVAL) {
-        return Err(JailError::NoParent { number: PARENT_FD });
-    }
-    // SAFETY: the descriptor is open (no NVAL) and, being reserved, owned by nobody else.
-    drop(unsafe { OwnedFd::from_raw_fd(PARENT_FD) });
-    if events.is_empty() {
+    if fds[0].revents().is_empty() {
         Ok(())
     } else {
         Err(JailError::ParentDied)

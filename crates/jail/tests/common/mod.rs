@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use bulkhead_jail::exec::ExecConfig;
 use bulkhead_jail::{Child, Command, Entry, Jail, Namespaces};
+use rustix::pipe::PipeFlags;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
 /// The example, which cargo builds beside the tests.
@@ -30,9 +31,9 @@ pub struct Running {
 
 impl Running {
     pub fn start(args: &[&str]) -> Self {
-        let (their_input, input) = rustix::pipe::pipe().expect("pipe");
-        let (output, their_output) = rustix::pipe::pipe().expect("pipe");
-        let (errors, their_errors) = rustix::pipe::pipe().expect("pipe");
+        let (their_input, input) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("pipe");
+        let (output, their_output) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("pipe");
+        let (errors, their_errors) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("pipe");
         let child = bulkhead_jail::spawn(Command {
             program: jailed(),
             args: args
