@@ -1,0 +1,103 @@
+//! `bulkhead delete [--force] ID…`.
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use bulkhead_sandbox::paths::Paths;
+use bulkhead_sandbox::state::{ProcessRef, State, Status};
+use bulkhead_sandbox::sweep::{self, Found};
+use bulkhead_sandbox::vm::pidfd;
+use containerd_shim_protos::api::ShutdownRequest;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::common;
+use crate::error::CommandError;
+use crate::options::Globals;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Remove a container that runs, or whose state is damaged, too.
+    #[arg(short, long)]
+    force: bool,
+    /// The containers.
+    #[arg(required = true)]
+    ids: Vec<String>,
+}
+
+pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
+    for id in &args.ids {
+        delete(&common::paths(globals, id)?, args.force)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn delete(paths: &Paths, force: bool) -> Result<(), CommandError> {
+    let found = match sweep::inspect(paths) {
+        // As runc: what is not there need not be removed.
+        Err(_) if force => return Ok(()),
+        found => found?,
+    };
+    let wrong_state = |state: &'static str| CommandError::WrongState {
+        verb: "delete",
+        id: paths.id().to_string(),
+        state,
+        hint: ": kill it first, or use --force",
+    };
+    match found {
+        Found::Removed => return Ok(()),
+        Found::Starting => return Err(wrong_state("creating")),
+        Found::Damaged(error) if !force => return Err(error.into()),
+        Found::Damaged(_) => {}
+        Found::State(state) if state.status != Status::Stopped && !force => {
+            return Err(wrong_state(state.status.as_str()));
+        }
+        Found::State(state) => end(paths, &state)?,
+    }
+    sweep::remove(paths);
+    if paths.dir().exists() {
+        let gone = std::io::Error::other("something in it cannot be removed");
+        return Err(CommandError::io(format!(
+            "remove {}",
+            paths.dir().display()
+        ))(gone));
+    }
+    Ok(())
+}
+
+/// Ends the sandbox process, in order if it listens, otherwise by force.
+fn end(paths: &Paths, state: &State) -> Result<(), CommandError> {
+    let Some(sandbox) = state.sandbox.filter(ProcessRef::is_alive) else {
+        return Ok(());
+    };
+    let asked = common::block_on(async {
+        let client = common::connect(paths)?;
+        let request = ShutdownRequest {
+            id: state.id.clone(),
+            now: true,
+            ..Default::default()
+        };
+        let context = ttrpc::context::with_timeout(10_000_000_000);
+        client
+            .shutdown(context, &request)
+            .await
+            .map_err(CommandError::rpc(&state.id))
+    });
+    if asked.is_err() || !gone(&sandbox, 5) {
+        sweep::end(&sandbox);
+        state.helpers.iter().for_each(sweep::end);
+    }
+    Ok(())
+}
+
+/// Whether a process ends within so many seconds.
+fn gone(process: &ProcessRef, seconds: i64) -> bool {
+    let Some(fd) = pidfd(process) else {
+        return true;
+    };
+    let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+    let limit = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
+    matches!(poll(&mut fds, Some(&limit)), Ok(1))
+}

@@ -1,0 +1,17 @@
+//! One verb a file.
+
+pub mod completion;
+pub mod delete;
+pub mod doctor;
+pub mod exec;
+pub mod kernel;
+pub mod kill;
+pub mod list;
+pub mod logs;
+pub mod pause;
+pub mod ps;
+pub mod run;
+pub mod state;
+pub mod why;
+
+mod common;

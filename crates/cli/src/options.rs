@@ -1,0 +1,150 @@
+//! The command line: global options as runc has them, and the verbs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bulkhead_sandbox::error::chain;
+use bulkhead_sandbox::paths::DEFAULT_ROOT;
+use clap::{Parser, Subcommand};
+
+use crate::commands;
+use crate::error::CommandError;
+use crate::log::{self, Format};
+
+/// Containers, each in its own virtual machine with its own Linux kernel.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bulkhead",
+    version,
+    arg_required_else_help = true,
+    propagate_version = false
+)]
+pub struct Cli {
+    /// Directory for the state of containers.
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_ROOT)]
+    pub root: PathBuf,
+    /// File for log messages, instead of standard error.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Form of log messages.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
+    /// Log more.
+    #[arg(long, global = true)]
+    pub debug: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a new container in its own virtual machine.
+    Run(Box<commands::run::Args>),
+    /// List containers.
+    #[command(visible_alias = "ls")]
+    List(commands::list::Args),
+    /// Show the state of a container as JSON.
+    State(commands::state::Args),
+    /// Show the processes of a container.
+    Ps(commands::ps::Args),
+    /// Run a further command in a running container.
+    Exec(Box<commands::exec::Args>),
+    /// Send a signal to a container's init process.
+    Kill(commands::kill::Args),
+    /// Freeze all processes of a container.
+    Pause(commands::pause::Args),
+    /// Thaw a paused container.
+    Resume(commands::pause::Args),
+    /// Remove a stopped container.
+    #[command(visible_alias = "rm")]
+    Delete(commands::delete::Args),
+    /// Show what a container's guest wrote to its console.
+    Logs(commands::logs::Args),
+    /// Tell where the time of a start went and, after a failure, its cause and what to do.
+    Why(commands::why::Args),
+    /// Check the host, each finding with its remedy.
+    Doctor(commands::doctor::Args),
+    /// Installed guest kernels.
+    #[command(subcommand)]
+    Kernel(commands::kernel::Args),
+    /// Print a completion script for a shell.
+    Completion(commands::completion::Args),
+}
+
+/// What every verb may need.
+#[derive(Debug)]
+pub struct Globals {
+    /// `--root`.
+    pub root: PathBuf,
+    /// When the command began (`CLOCK_MONOTONIC`, nanoseconds).
+    pub began_ns: u64,
+}
+
+/// Parses the command line and carries the verb out.
+pub fn run(began_ns: u64) -> ExitCode {
+    if let Some(argument) = std::env::args_os()
+        .skip(1)
+        .find(|arg| arg.to_str().is_none())
+    {
+        eprintln!(
+            "bulkhead: Argument {argument:?} is not valid UTF-8: OCI configurations are JSON and cannot hold it"
+        );
+        return ExitCode::from(125);
+    }
+    let cli = Cli::parse();
+    let logging = match &cli.log {
+        Some(path) => log::to_file(path, cli.log_format, cli.debug),
+        None => {
+            log::to_stderr(cli.log_format, cli.debug);
+            Ok(())
+        }
+    };
+    if let Err(error) = logging {
+        eprintln!("bulkhead: Failed to open the log: {error}");
+        return ExitCode::FAILURE;
+    }
+    let globals = Globals {
+        root: absolute(cli.root),
+        began_ns,
+    };
+    let default_code = match &cli.command {
+        // Docker's and Podman's code for an error that is not the container's own.
+        Command::Run(args) if !args.is_bundle() => 125,
+        Command::Exec(_) => 255,
+        _ => 1,
+    };
+    match dispatch(cli.command, &globals) {
+        Ok(code) => code,
+        Err(error) => {
+            let message = chain(&error);
+            eprintln!("bulkhead: {message}");
+            if let Some(path) = &cli.log {
+                log::report_error(path, cli.log_format, &message);
+            }
+            ExitCode::from(error.exit_code(default_code))
+        }
+    }
+}
+
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode, CommandError> {
+    match command {
+        Command::Run(args) => commands::run::run(*args, globals),
+        Command::List(args) => commands::list::run(&args, globals),
+        Command::State(args) => commands::state::run(&args, globals),
+        Command::Ps(args) => commands::ps::run(&args, globals),
+        Command::Exec(args) => commands::exec::run(*args, globals),
+        Command::Kill(args) => commands::kill::run(&args, globals),
+        Command::Pause(args) => commands::pause::run(&args, globals, false),
+        Command::Resume(args) => commands::pause::run(&args, globals, true),
+        Command::Delete(args) => commands::delete::run(&args, globals),
+        Command::Logs(args) => commands::logs::run(&args, globals),
+        Command::Why(args) => commands::why::run(&args, globals),
+        Command::Doctor(args) => commands::doctor::run(&args, globals),
+        Command::Kernel(args) => commands::kernel::run(&args),
+        Command::Completion(args) => Ok(commands::completion::run(&args)),
+    }
+}

@@ -1,0 +1,126 @@
+//! The way to a running sandbox: how front ends start one and speak to it.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use containerd_shim_protos::shim_async::TaskClient;
+use rustix::fs::{Mode, OFlags, open};
+
+use crate::paths::{Paths, socket_path};
+use crate::request::Request;
+
+/// Why the sandbox process could not be started or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Spawning failed.
+    #[error("Failed to start the sandbox process of container {id}")]
+    Spawn {
+        /// The container.
+        id: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody answers.
+    #[error(
+        "Container {id} is not running: `bulkhead list` shows its state, `bulkhead why {id}` the \
+         reason"
+    )]
+    Unreachable {
+        /// The container.
+        id: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Starts the sandbox process of a claimed directory. `lock` (see [`crate::claim`]) goes with it;
+/// `lifeline` is the read end of a pipe, for a command that stays attached.
+///
+/// The service's socket exists when this returns: a client can connect at once.
+///
+/// # Errors
+/// [`ClientError::Spawn`]; the directory is then still the caller's.
+pub fn start(
+    mut request: Request,
+    paths: &Paths,
+    lock: OwnedFd,
+    lifeline: Option<OwnedFd>,
+) -> Result<Child, ClientError> {
+    let failed = |source: io::Error| ClientError::Spawn {
+        id: paths.id().to_string(),
+        source,
+    };
+    let dir = open_dir(paths).map_err(failed)?;
+    let listener = UnixListener::bind(socket_path(&dir, "sandbox.sock")).map_err(failed)?;
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(paths.log())
+        .map_err(failed)?;
+    let listener = OwnedFd::from(listener);
+    request.listener_fd = listener.as_raw_fd();
+    request.lifeline_fd = lifeline.as_ref().map(AsRawFd::as_raw_fd);
+    let passed: Vec<OwnedFd> = [Some(listener), Some(lock), lifeline]
+        .into_iter()
+        .flatten()
+        .collect();
+    let json = serde_json::to_string(&request).map_err(|error| failed(error.into()))?;
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("bulkhead")
+        .arg("sandbox")
+        .arg(json)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .current_dir("/");
+    inherit(&mut command, passed);
+    command.spawn().map_err(failed)
+}
+
+/// Lets the child keep `fds`, under their numbers.
+fn inherit(command: &mut Command, fds: Vec<OwnedFd>) {
+    let keep = move || {
+        for fd in &fds {
+            // SAFETY: `fcntl` is async-signal-safe, and the descriptor is open: it is owned here.
+            if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only `fcntl` is called; nothing is allocated.
+    unsafe { command.pre_exec(keep) };
+}
+
+/// Connects to the Task service of a sandbox.
+///
+/// Must be called within a Tokio runtime.
+///
+/// # Errors
+/// [`ClientError::Unreachable`] when nobody serves it.
+pub fn connect(paths: &Paths) -> Result<TaskClient, ClientError> {
+    let failed = |source: io::Error| ClientError::Unreachable {
+        id: paths.id().to_string(),
+        source,
+    };
+    let dir = open_dir(paths).map_err(failed)?;
+    let stream = UnixStream::connect(socket_path(&dir, "sandbox.sock")).map_err(failed)?;
+    stream.set_nonblocking(true).map_err(failed)?;
+    let stream = tokio::net::UnixStream::from_std(stream).map_err(failed)?;
+    let socket = ttrpc::r#async::transport::Socket::new(stream);
+    Ok(TaskClient::new(ttrpc::r#async::Client::new(socket)))
+}
+
+fn open_dir(paths: &Paths) -> io::Result<OwnedFd> {
+    Ok(open(
+        paths.dir(),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}

@@ -1,0 +1,141 @@
+//! What can go wrong with a verb, and how it travels over ttrpc.
+
+use std::error::Error;
+
+use ttrpc::proto::{Code, Status};
+
+use crate::failure::Failure;
+use crate::plan::PlanError;
+use crate::state::StateError;
+use crate::stdio::StdioError;
+use crate::vm::VmError;
+
+/// Why the sandbox could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Refused before anything was started.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The machine could not be started.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// See [`StateError`].
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// See [`StdioError`].
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The writable layer could not be made.
+    #[error("Failed to make the container's writable layer in {path}")]
+    Layer {
+        /// Its directory.
+        path: std::path::PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The machine ended while the verb was under way.
+    #[error("{}: {}", .0.cause, .0.fix)]
+    Ended(Failure),
+    /// The guest did not call home in time.
+    #[error(
+        "The guest did not call home within {0} s: see `bulkhead why`; on a slow host raise \
+         start_timeout_s in /etc/bulkhead/config.toml"
+    )]
+    Silent(u64),
+    /// The agent refused or failed; its message says what on what.
+    #[error("{}", .0.message)]
+    Agent(Status),
+    /// The connection to the agent broke.
+    #[error("Lost the connection to the guest's agent while trying to {step}")]
+    Connection {
+        /// What was attempted.
+        step: &'static str,
+        /// The reason.
+        #[source]
+        source: Box<ttrpc::Error>,
+    },
+    /// Another container's name.
+    #[error("This sandbox holds container {holds}, not {asked}")]
+    WrongId {
+        /// Its own.
+        holds: String,
+        /// The one asked for.
+        asked: String,
+    },
+    /// No such exec process.
+    #[error("Container {id} has no process {exec_id:?}")]
+    NoProcess {
+        /// The container.
+        id: String,
+        /// The process asked for.
+        exec_id: String,
+    },
+    /// An exec process of that name is there already.
+    #[error("Container {id} already has a process {exec_id:?}")]
+    ProcessExists {
+        /// The container.
+        id: String,
+        /// The process.
+        exec_id: String,
+    },
+    /// The verb does not fit the state.
+    #[error("Cannot {verb} container {id}: it is {state}")]
+    WrongState {
+        /// The verb.
+        verb: &'static str,
+        /// The container.
+        id: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// Not offered.
+    #[error("{what} is not supported: {why}")]
+    Unsupported {
+        /// The verb or option.
+        what: &'static str,
+        /// The reason, and what to do instead.
+        why: &'static str,
+    },
+}
+
+impl SandboxError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Agent(status) => status.code(),
+            Self::WrongId { .. } | Self::NoProcess { .. } => Code::NOT_FOUND,
+            Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
+            Self::WrongState { .. } => Code::FAILED_PRECONDITION,
+            Self::Unsupported { .. } => Code::UNIMPLEMENTED,
+            Self::Plan(_) | Self::Stdio(_) => Code::INVALID_ARGUMENT,
+            Self::Silent(_) => Code::DEADLINE_EXCEEDED,
+            Self::Vm(_)
+            | Self::State(_)
+            | Self::Layer { .. }
+            | Self::Ended(_)
+            | Self::Connection { .. } => Code::INTERNAL,
+        }
+    }
+
+    /// The error with its whole chain as one line, for a client that only sees text.
+    #[must_use]
+    pub fn to_rpc(&self) -> ttrpc::Error {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(self.code(), chain(self)))
+    }
+}
+
+/// An error and its sources, joined by `: `; a source its parent already quotes is left out.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let message = inner.to_string();
+        if !text.ends_with(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        source = inner.source();
+    }
+    text
+}

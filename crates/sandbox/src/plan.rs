@@ -1,0 +1,289 @@
+//! From a bundle to what is to be booted and shared. Everything that can be refused is refused
+//! here, before a process is started.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bulkhead_hypervisor::{Choice, HypervisorError, Wanted};
+use bulkhead_kernels::{Kernel, KernelsError, Need, Store};
+use bulkhead_oci::{Bundle, BundleError, GuestPlan};
+
+use crate::config::{
+    Config, ConfigError, HYPERVISOR_ANNOTATION, KERNEL_ANNOTATION, MEMORY_ANNOTATION,
+};
+use crate::request::Request;
+
+const MIB: u64 = 1 << 20;
+
+/// Everything decided about a sandbox before it boots.
+#[derive(Debug)]
+pub struct Plan {
+    /// The bundle as the engine wrote it.
+    pub bundle: Bundle,
+    /// The guest's configuration and what to share with it.
+    pub guest: GuestPlan,
+    /// Driver and the reason for it.
+    pub choice: Choice,
+    /// Guest kernel.
+    pub kernel: Kernel,
+    /// Initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// Memory of the VM, bytes.
+    pub memory_bytes: u64,
+    /// vCPUs of the VM.
+    pub vcpus: u32,
+    /// The host's configuration.
+    pub config: Config,
+}
+
+/// Why a container cannot be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// See [`ConfigError`].
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// See [`BundleError`].
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// See [`HypervisorError`].
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// See [`KernelsError`].
+    #[error(transparent)]
+    Kernel(#[from] KernelsError),
+    /// An `io.bulkhead.` annotation nobody knows.
+    #[error(
+        "annotations[{0:?}]: no such annotation; known are io.bulkhead.kernel, \
+         io.bulkhead.hypervisor and io.bulkhead.memory_mib"
+    )]
+    UnknownAnnotation(String),
+    /// One the administrator has not allowed.
+    #[error(
+        "annotations[{0:?}]: not allowed here: add it to allowed_annotations in \
+         /etc/bulkhead/config.toml"
+    )]
+    ForbiddenAnnotation(String),
+    /// Its value is not usable.
+    #[error("annotations[{key:?}] = {value:?}: {expected}")]
+    AnnotationValue {
+        /// The annotation.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What is accepted.
+        expected: &'static str,
+    },
+    /// Not a driver.
+    #[error("Hypervisor {0:?} is not known: use auto, uml or qemu")]
+    UnknownHypervisor(String),
+    /// The initramfs is not installed.
+    #[error("Initramfs {0} is missing: run `make install`, or set BULKHEAD_LIB")]
+    NoInitramfs(PathBuf),
+    /// The VM would not fit in the host's memory.
+    #[error(
+        "Not enough memory for the guest: it needs {wanted_mib} MiB, the host has {available_mib} \
+         MiB available: lower --memory or memory_mib in /etc/bulkhead/config.toml"
+    )]
+    NoMemory {
+        /// Memory of the VM.
+        wanted_mib: u64,
+        /// `MemAvailable` of the host.
+        available_mib: u64,
+    },
+}
+
+impl Plan {
+    /// Decides about the container of `request`.
+    ///
+    /// # Errors
+    /// Whatever makes the container impossible, by name.
+    pub fn make(request: &Request) -> Result<Self, PlanError> {
+        let config = Config::load()?;
+        let bundle = Bundle::load(&request.bundle)?;
+        let annotations = own_annotations(&bundle, &config)?;
+        let guest = bulkhead_oci::guest_plan(request.id.as_str(), &bundle)?;
+
+        let hypervisor = request
+            .hypervisor
+            .clone()
+            .or_else(|| annotations.get(HYPERVISOR_ANNOTATION).cloned())
+            .unwrap_or_else(|| config.hypervisor.clone());
+        let wanted = match hypervisor.as_str() {
+            "auto" => Wanted::Auto,
+            "uml" => Wanted::Uml,
+            "qemu" => Wanted::Qemu,
+            _ => return Err(PlanError::UnknownHypervisor(hypervisor)),
+        };
+        let choice = bulkhead_hypervisor::choose(wanted)?;
+
+        let lib = bulkhead_kernels::lib_dir();
+        let name = request
+            .kernel
+            .clone()
+            .or_else(|| annotations.get(KERNEL_ANNOTATION).cloned())
+            .or_else(|| config.kernel.clone());
+        let store = Store::open(&lib);
+        let kernel = store.find(choice.driver.flavour(), name.as_deref())?;
+        bulkhead_kernels::check(&kernel, &needs(&bundle), &store)?;
+        let initramfs = bulkhead_kernels::initramfs(&lib);
+        if !initramfs.exists() {
+            return Err(PlanError::NoInitramfs(initramfs));
+        }
+
+        let memory_bytes = memory(&bundle, &annotations, &config)?;
+        let vcpus = vcpus(&bundle);
+        check_memory(memory_bytes)?;
+        Ok(Self {
+            bundle,
+            guest,
+            choice,
+            kernel,
+            initramfs,
+            memory_bytes,
+            vcpus,
+            config,
+        })
+    }
+
+    /// Where the container's root file system is on the host.
+    #[must_use]
+    pub fn rootfs(&self) -> &Path {
+        &self.bundle.rootfs
+    }
+}
+
+fn own_annotations(
+    bundle: &Bundle,
+    config: &Config,
+) -> Result<BTreeMap<String, String>, PlanError> {
+    let mut own = BTreeMap::new();
+    for (key, value) in bundle.spec.annotations().iter().flatten() {
+        if !key.starts_with("io.bulkhead.") {
+            continue;
+        }
+        if ![KERNEL_ANNOTATION, HYPERVISOR_ANNOTATION, MEMORY_ANNOTATION].contains(&key.as_str()) {
+            return Err(PlanError::UnknownAnnotation(key.clone()));
+        }
+        if !config.allowed_annotations.contains(key) {
+            return Err(PlanError::ForbiddenAnnotation(key.clone()));
+        }
+        own.insert(key.clone(), value.clone());
+    }
+    Ok(own)
+}
+
+/// Kernel features without which the container would not be what its configuration says.
+fn needs(bundle: &Bundle) -> Vec<Need> {
+    let mut needs = Vec::new();
+    let mut need = |feature: &str, reason: &str| needs.push(Need::new(feature, reason));
+    for mount in bundle.spec.mounts().iter().flatten() {
+        let reason = || format!("the mount {}", mount.destination().display());
+        match mount.typ().as_deref() {
+            Some("overlay") => need("OVERLAY_FS", &reason()),
+            Some("mqueue") => need("POSIX_MQUEUE", &reason()),
+            Some("tmpfs") => need("TMPFS", &reason()),
+            _ => {}
+        }
+    }
+    let Some(linux) = bundle.spec.linux() else {
+        return needs;
+    };
+    if linux.seccomp().is_some() {
+        need("SECCOMP_FILTER", "linux.seccomp");
+    }
+    let Some(resources) = linux.resources() else {
+        return needs;
+    };
+    if resources.memory().is_some() {
+        need("MEMCG", "linux.resources.memory");
+    }
+    if resources.pids().is_some() {
+        need("CGROUP_PIDS", "linux.resources.pids");
+    }
+    if resources
+        .cpu()
+        .as_ref()
+        .is_some_and(|cpu| cpu.quota().is_some())
+    {
+        need("CFS_BANDWIDTH", "linux.resources.cpu.quota");
+    }
+    if resources
+        .devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        need("CGROUP_BPF", "linux.resources.devices");
+    }
+    needs
+}
+
+fn memory(
+    bundle: &Bundle,
+    annotations: &BTreeMap<String, String>,
+    config: &Config,
+) -> Result<u64, PlanError> {
+    if let Some(value) = annotations.get(MEMORY_ANNOTATION) {
+        let mib = value
+            .parse::<u64>()
+            .ok()
+            .filter(|mib| (64..=1 << 20).contains(mib));
+        return mib
+            .map(|mib| mib * MIB)
+            .ok_or_else(|| PlanError::AnnotationValue {
+                key: MEMORY_ANNOTATION,
+                value: value.clone(),
+                expected: "give a whole number of MiB from 64 to 1048576",
+            });
+    }
+    let limit = bundle
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref())
+        .and_then(|resources| resources.memory().as_ref())
+        .and_then(oci_spec::runtime::LinuxMemory::limit)
+        .and_then(|limit| u64::try_from(limit).ok())
+        .filter(|limit| *limit > 0);
+    let Some(limit) = limit else {
+        return Ok(config.memory_mib * MIB);
+    };
+    // The kernel describes each 4 KiB page in 64 bytes.
+    let wanted = limit
+        .saturating_add(limit / 64)
+        .saturating_add(config.overhead_mib * MIB);
+    Ok(wanted.div_ceil(MIB).saturating_mul(MIB))
+}
+
+fn vcpus(bundle: &Bundle) -> u32 {
+    let cpu = bundle
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref())
+        .and_then(|resources| resources.cpu().as_ref());
+    let Some((quota, period)) = cpu.and_then(|cpu| Some((cpu.quota()?, cpu.period()?))) else {
+        return 1;
+    };
+    let (Ok(quota), true) = (u64::try_from(quota), period > 0) else {
+        return 1;
+    };
+    let host = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    u32::try_from(quota.div_ceil(period).clamp(1, host)).unwrap_or(1)
+}
+
+fn check_memory(wanted: u64) -> Result<(), PlanError> {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|kib| kib.parse::<u64>().ok());
+    match available {
+        // Guest memory is touched bit by bit, yet it must be there when it is.
+        Some(kib) if kib.saturating_mul(1024) < wanted => Err(PlanError::NoMemory {
+            wanted_mib: wanted / MIB,
+            available_mib: kib / 1024,
+        }),
+        _ => Ok(()),
+    }
+}

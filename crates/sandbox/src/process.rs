@@ -1,0 +1,124 @@
+//! A process of the container as the host sees it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bulkhead_agent_api::messages;
+use tokio::sync::watch;
+
+use crate::channel::Stream;
+use crate::state::{Exit, Status};
+use crate::stdio::Stdio;
+
+/// The container's init process, or one started by exec.
+#[derive(Debug)]
+pub struct Process {
+    /// Empty for the init process.
+    pub exec_id: String,
+    /// What the client wants its streams joined to.
+    pub stdio: Stdio,
+    /// The OCI process object of an exec, until it is created in the guest.
+    pub spec: Vec<u8>,
+    /// Set once, when the process has ended.
+    pub exit: watch::Sender<Option<Exit>>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    status: Status,
+    pid: u32,
+    streams: Vec<Stream>,
+}
+
+impl Process {
+    /// A process that does not exist in the guest yet.
+    #[must_use]
+    pub fn new(exec_id: &str, stdio: Stdio, spec: Vec<u8>) -> Self {
+        Self {
+            exec_id: exec_id.to_owned(),
+            stdio,
+            spec,
+            exit: watch::channel(None).0,
+            inner: Mutex::new(Inner {
+                status: Status::Creating,
+                pid: 0,
+                streams: Vec::new(),
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        if self.exit.borrow().is_some() {
+            Status::Stopped
+        } else {
+            self.lock().status
+        }
+    }
+
+    /// Notes a change of state.
+    pub fn set_status(&self, status: Status) {
+        self.lock().status = status;
+    }
+
+    /// PID in the guest, 0 before it is created.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.lock().pid
+    }
+
+    /// Notes that the guest has created it.
+    pub fn created(&self, pid: u32, streams: Vec<Stream>) {
+        let mut inner = self.lock();
+        inner.pid = pid;
+        inner.streams = streams;
+        inner.status = Status::Created;
+    }
+
+    /// Hands out the streams, for waiting until they are over.
+    #[must_use]
+    pub fn take_streams(&self) -> Vec<Stream> {
+        std::mem::take(&mut self.lock().streams)
+    }
+
+    /// Notes the end, unless one is known already.
+    pub fn ended(&self, exit: Exit) {
+        self.exit.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(exit);
+            }
+            first
+        });
+    }
+
+    /// Waits until the process has ended.
+    pub async fn wait(&self) -> Exit {
+        let mut exit = self.exit.subscribe();
+        let known = exit.wait_for(Option::is_some).await;
+        match known.as_deref() {
+            Ok(Some(exit)) => exit.clone(),
+            // We hold the sender; this arm exists for the type only.
+            Ok(None) | Err(_) => Exit {
+                code: 255,
+                at_ns: 0,
+                oom_killed: false,
+            },
+        }
+    }
+}
+
+/// Turns the agent's answer into ours.
+#[must_use]
+pub fn exit_of(response: &messages::ExitResponse) -> Exit {
+    Exit {
+        code: response.exit_code,
+        at_ns: response.exited_at_ns,
+        oom_killed: response.oom_killed,
+    }
+}

@@ -1,0 +1,41 @@
+//! What a front end asks a new sandbox process to do: the JSON argument of `bulkhead sandbox`.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::Id;
+
+/// The request. Descriptors are numbers the sandbox process inherits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// The container's name; its directory below `root` exists already.
+    pub id: Id,
+    /// `--root`.
+    pub root: PathBuf,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// `auto`, `uml` or `qemu`; `None` leaves it to annotation and configuration.
+    #[serde(default)]
+    pub hypervisor: Option<String>,
+    /// Installed kernel; `None` leaves it to annotation and configuration.
+    #[serde(default)]
+    pub kernel: Option<String>,
+    /// The root file system is this read-only directory under a writable layer.
+    #[serde(default)]
+    pub lower: Option<PathBuf>,
+    /// Remove everything once the container has ended.
+    #[serde(default)]
+    pub auto_remove: bool,
+    /// Host user who asked.
+    pub owner: String,
+    /// When the command began (`CLOCK_MONOTONIC`, nanoseconds).
+    pub origin_ns: u64,
+    /// The listening socket of the Task service.
+    pub listener_fd: RawFd,
+    /// Read end of a pipe whose write end the attached command holds: when that command dies, the
+    /// container goes with it. Absent for a detached container.
+    #[serde(default)]
+    pub lifeline_fd: Option<RawFd>,
+}

@@ -1,0 +1,192 @@
+//! The sandbox process: `bulkhead sandbox <json>`.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::shim_async::create_task;
+use tokio::net::UnixListener;
+use ttrpc::r#async::Server;
+use ttrpc::r#async::transport::Listener;
+
+use crate::error::SandboxError;
+use crate::plan::Plan;
+use crate::request::Request;
+use crate::sandbox::Sandbox;
+use crate::task::TaskService;
+use crate::timeline::{Actor, Timeline, now_ns};
+use crate::tracked::Counter;
+use crate::vm::{Layer, Vm};
+use crate::watched;
+
+/// How long a client may take to read its last answer.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+
+/// Why the sandbox process could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The runtime, a signal handler or a descriptor.
+    #[error("Failed to {step}")]
+    Setup {
+        /// What was attempted.
+        step: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The Task service.
+    #[error("Failed to serve the Task service")]
+    Service(#[source] ttrpc::Error),
+}
+
+fn setup(step: &'static str) -> impl Fn(io::Error) -> ServeError {
+    move |source| ServeError::Setup { step, source }
+}
+
+/// Boots the machine of `request`, serves its container, and returns when everything is over.
+///
+/// Must run on the process's main thread (see [`Vm::launch`]) and takes ownership of the
+/// descriptors the request names.
+///
+/// # Errors
+/// Only what keeps the service itself from running; what goes wrong with the container is told to
+/// the clients.
+pub fn serve(request: Request) -> Result<(), ServeError> {
+    let mut timeline = Timeline::new(request.origin_ns);
+    timeline.add(
+        Actor::Host,
+        "command, up to the sandbox process",
+        request.origin_ns,
+        now_ns(),
+    );
+    // A session of its own: a terminal's signals are the command's to forward. It fails only for a
+    // process that leads one already.
+    let _ = rustix::process::setsid();
+    let listener = adopt(request.listener_fd).map_err(setup("take over the listening socket"))?;
+    let lifeline = request
+        .lifeline_fd
+        .map(adopt)
+        .transpose()
+        .map_err(setup("take over the command's lifeline"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(setup("start the runtime"))?;
+    runtime.block_on(run(request, timeline, listener, lifeline))
+}
+
+fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+    // The command that spawned us may have given a number that is not open.
+    // SAFETY: the number is only looked at.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open (just checked) and was passed to this process for it alone;
+    // each number of the request is adopted once.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+async fn run(
+    request: Request,
+    timeline: Timeline,
+    listener: OwnedFd,
+    lifeline: Option<OwnedFd>,
+) -> Result<(), ServeError> {
+    let sandbox = Arc::new(Sandbox::new(request, timeline));
+    let connections = Counter::default();
+    let mut server = start_server(&sandbox, listener, &connections).await?;
+    watch_signals(&sandbox)?;
+    if let Some(lifeline) = lifeline {
+        watch_lifeline(&sandbox, lifeline)?;
+    }
+    if let Err(error) = boot(&sandbox) {
+        sandbox.boot_failed(error);
+    }
+    sandbox.done.notified().await;
+    server.stop_listen().await;
+    // A client that does not close its connection does not keep us.
+    let _ = tokio::time::timeout(LAST_ANSWER, connections.none()).await;
+    Ok(())
+}
+
+async fn start_server(
+    sandbox: &Arc<Sandbox>,
+    listener: OwnedFd,
+    connections: &Counter,
+) -> Result<Server, ServeError> {
+    let listener: std::os::unix::net::UnixListener = listener.into();
+    listener
+        .set_nonblocking(true)
+        .map_err(setup("prepare the listening socket"))?;
+    let listener = UnixListener::from_std(listener).map_err(setup("register the socket"))?;
+    let counter = connections.clone();
+    let accepted = futures::stream::unfold((listener, counter), |(listener, counter)| async {
+        let stream = listener
+            .accept()
+            .await
+            .map(|(stream, _)| counter.track(stream));
+        Some((stream, (listener, counter)))
+    });
+    let mut server = Server::new()
+        .add_listener(Listener::new(accepted))
+        .register_service(create_task(Arc::new(TaskService(sandbox.clone()))));
+    server.start().await.map_err(ServeError::Service)?;
+    Ok(server)
+}
+
+/// Plans and spawns; from here on the guest boots by itself.
+fn boot(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+    let began = now_ns();
+    let plan = Plan::make(&sandbox.request)?;
+    sandbox.begin(&plan)?;
+    let layer = layer(sandbox)?;
+    sandbox.span(Actor::Host, "plan", began);
+    let vm = {
+        let mut timeline = sandbox.timeline();
+        Vm::launch(&plan, layer.as_ref(), &sandbox.paths, &mut timeline)?
+    };
+    sandbox.booted(vm, plan)
+}
+
+fn layer(sandbox: &Sandbox) -> Result<Option<Layer>, SandboxError> {
+    let Some(lower) = sandbox.request.lower.clone() else {
+        return Ok(None);
+    };
+    let writable = sandbox.paths.layer();
+    for dir in ["upper", "work"] {
+        let path = writable.join(dir);
+        std::fs::create_dir_all(&path).map_err(|source| SandboxError::Layer {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    Ok(Some(Layer { lower, writable }))
+}
+
+/// When the attached command dies its end of the pipe closes, and the container goes with it.
+fn watch_lifeline(sandbox: &Arc<Sandbox>, lifeline: OwnedFd) -> Result<(), ServeError> {
+    let lifeline = watched::watch(lifeline).map_err(setup("watch the command's lifeline"))?;
+    let sandbox = sandbox.clone();
+    tokio::spawn(async move {
+        // Nothing is ever written: readable means closed.
+        let _ = lifeline.readable().await;
+        sandbox.abandoned().await;
+    });
+    Ok(())
+}
+
+/// SIGTERM and SIGINT to the sandbox process end the container in order.
+fn watch_signals(sandbox: &Arc<Sandbox>) -> Result<(), ServeError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).map_err(setup("watch for signals"))?;
+        let sandbox = sandbox.clone();
+        tokio::spawn(async move {
+            if signals.recv().await.is_some() {
+                sandbox.shutdown().await;
+            }
+        });
+    }
+    Ok(())
+}

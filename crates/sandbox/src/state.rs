@@ -1,0 +1,265 @@
+//! The journal: what exists for a sandbox and how it stands, written before it is made, read by
+//! every verb and by whoever cleans up.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::paths::Paths;
+use crate::timeline::Timeline;
+
+/// The states of the OCI runtime specification, and `paused` (runc).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// The VM boots or the container is being set up.
+    Creating,
+    /// Set up; the program has not been started.
+    Created,
+    /// The program runs.
+    Running,
+    /// Frozen.
+    Paused,
+    /// Ended, or its VM did.
+    Stopped,
+}
+
+impl Status {
+    /// The name the OCI specification gives it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A process, told apart from a later one with the same number by its start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRef {
+    /// The PID on the host.
+    pub pid: u32,
+    /// Field 22 of `/proc/<pid>/stat`: clock ticks after boot.
+    pub start_ticks: u64,
+}
+
+impl ProcessRef {
+    /// Refers to the running process `pid`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The command's name is in parentheses and may itself contain any character.
+        let after = stat
+            .rfind(')')
+            .and_then(|end| stat.get(end.saturating_add(2)..));
+        let ticks = after
+            .and_then(|rest| rest.split(' ').nth(19))
+            .and_then(|t| t.parse().ok());
+        let start_ticks = ticks.ok_or_else(|| io::Error::other("unreadable /proc/<pid>/stat"))?;
+        Ok(Self { pid, start_ticks })
+    }
+
+    /// Whether that very process still exists and is not a zombie.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        if Self::of(self.pid).is_ok_and(|now| now == *self) {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+            let state = stat
+                .rfind(')')
+                .and_then(|end| stat.get(end.saturating_add(2)..));
+            return !matches!(state.and_then(|s| s.chars().next()), None | Some('Z' | 'X'));
+        }
+        false
+    }
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code, or 128 + signal.
+    pub code: u32,
+    /// Nanoseconds since the epoch.
+    pub at_ns: u64,
+    /// The memory limit killed a process of the container.
+    #[serde(default)]
+    pub oom_killed: bool,
+}
+
+/// Everything known about a sandbox, as stored in `state.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    /// Version of the OCI runtime specification the container's configuration claims.
+    pub oci_version: String,
+    /// The container's name.
+    pub id: String,
+    /// Where it stands.
+    pub status: Status,
+    /// Bundle directory.
+    pub bundle: PathBuf,
+    /// Root file system on the host.
+    pub rootfs: PathBuf,
+    /// Annotations of the bundle.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// Name of the host user who asked for it.
+    pub owner: String,
+    /// The sandbox process; absent before it is started.
+    pub sandbox: Option<ProcessRef>,
+    /// Processes the sandbox process spawned: device process, hypervisor.
+    #[serde(default)]
+    pub helpers: Vec<ProcessRef>,
+    /// Driver: `uml` or `qemu`.
+    pub hypervisor: String,
+    /// Isolation obtained: `hardware-vm`, `emulated-vm` or `user-mode-kernel`.
+    pub isolation: String,
+    /// Why that driver was taken.
+    #[serde(default)]
+    pub chosen_because: String,
+    /// Name of the installed guest kernel.
+    pub kernel: String,
+    /// Release the guest's kernel reported, once it has called home.
+    #[serde(default)]
+    pub guest_release: String,
+    /// Memory of the VM, bytes.
+    pub memory_bytes: u64,
+    /// Set once the container or its VM has ended.
+    pub exit: Option<Exit>,
+    /// Set when the end was not the container's own.
+    pub failure: Option<Failure>,
+    /// Remove everything once the container has ended.
+    pub auto_remove: bool,
+    /// Steps of the start.
+    #[serde(default)]
+    pub timeline: Timeline,
+}
+
+/// Why a journal could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// No such container.
+    #[error("Container {id} does not exist: `bulkhead list` shows those that do")]
+    NotFound {
+        /// The name asked for.
+        id: String,
+    },
+    /// It is there but not readable as one.
+    #[error(
+        "State of container {id} in {path} is damaged: `bulkhead delete --force {id}` removes what is left of it"
+    )]
+    Damaged {
+        /// The name asked for.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// It could not be written.
+    #[error("Failed to write the state of container {id} to {path}")]
+    Write {
+        /// The container.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl State {
+    /// Reads the journal of a sandbox.
+    ///
+    /// # Errors
+    /// [`StateError::NotFound`] without a directory, [`StateError::Damaged`] for anything else.
+    pub fn load(paths: &Paths) -> Result<Self, StateError> {
+        let path = paths.state();
+        let id = paths.id().to_string();
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !paths.dir().exists() => {
+                return Err(StateError::NotFound { id });
+            }
+            Err(source) => return Err(StateError::Damaged { id, path, source }),
+        };
+        serde_json::from_slice(&text).map_err(|error| StateError::Damaged {
+            id,
+            path,
+            source: error.into(),
+        })
+    }
+
+    /// Replaces the journal in one step, so that a reader sees the old or the new one.
+    ///
+    /// # Errors
+    /// [`StateError::Write`], for example on a full disk; the old journal is then intact.
+    pub fn save(&self, paths: &Paths) -> Result<(), StateError> {
+        let path = paths.state();
+        let temporary = paths.dir().join(".state.json.new");
+        let write = || -> io::Result<()> {
+            let mut file = fs::File::create(&temporary)?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|source| {
+            // Best effort: the temporary file goes with the directory anyway.
+            let _ = fs::remove_file(&temporary);
+            StateError::Write {
+                id: self.id.clone(),
+                path,
+                source,
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_ref_of_self_is_alive_and_a_wrong_start_time_is_not() {
+        let me = ProcessRef::of(std::process::id()).unwrap();
+        assert!(me.is_alive());
+        assert!(
+            !ProcessRef {
+                start_ticks: me.start_ticks + 1,
+                ..me
+            }
+            .is_alive()
+        );
+    }
+
+    #[test]
+    fn load_without_directory_is_not_found_and_garbage_is_damaged() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::new(root.path(), &"a".parse().unwrap());
+        assert!(matches!(
+            State::load(&paths),
+            Err(StateError::NotFound { .. })
+        ));
+        fs::create_dir(paths.dir()).unwrap();
+        assert!(matches!(
+            State::load(&paths),
+            Err(StateError::Damaged { .. })
+        ));
+        fs::write(paths.state(), b"{").unwrap();
+        assert!(matches!(
+            State::load(&paths),
+            Err(StateError::Damaged { .. })
+        ));
+    }
+}

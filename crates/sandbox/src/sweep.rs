@@ -1,0 +1,135 @@
+//! Clean-up after a sandbox, whoever does it: the sandbox process itself in the usual case, the next
+//! verb after it was killed.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, pidfd_send_signal};
+
+use crate::claim;
+use crate::failure::Failure;
+use crate::id::Id;
+use crate::paths::Paths;
+use crate::state::{Exit, ProcessRef, State, StateError, Status};
+use crate::vm::pidfd;
+
+/// Removes every file of a sandbox. Its processes must have ended.
+///
+/// What cannot be removed is logged and left to the next verb.
+pub fn remove(paths: &Paths) {
+    for dir in [paths.layer(), paths.dir()] {
+        if let Err(error) = fs::remove_dir_all(&dir)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("Failed to remove {}: {error}", dir.display());
+        }
+    }
+}
+
+/// What a look at one sandbox found.
+#[derive(Debug)]
+pub enum Found {
+    /// Its journal, true to the moment.
+    State(Box<State>),
+    /// Being made: no journal yet.
+    Starting,
+    /// A left-over of a killed command; it was removed.
+    Removed,
+    /// The journal is unreadable and nobody owns it.
+    Damaged(StateError),
+}
+
+/// Looks at a sandbox and sets right what a killed process left.
+///
+/// # Errors
+/// [`StateError::NotFound`] when there is no such sandbox.
+pub fn inspect(paths: &Paths) -> Result<Found, StateError> {
+    if !paths.dir().exists() {
+        return Err(StateError::NotFound {
+            id: paths.id().to_string(),
+        });
+    }
+    let owned = !matches!(claim::take_over(paths), Ok(Some(_)));
+    match State::load(paths) {
+        Ok(state) if owned => Ok(Found::State(Box::new(state))),
+        Ok(state) => Ok(bury(paths, state)),
+        Err(_) if owned => Ok(Found::Starting),
+        Err(StateError::Damaged { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            // The command was killed before it wrote a first entry: nothing else exists.
+            remove(paths);
+            Ok(Found::Removed)
+        }
+        Err(error) => Ok(Found::Damaged(error)),
+    }
+}
+
+/// Sets the journal of a sandbox right whose process is gone.
+fn bury(paths: &Paths, mut state: State) -> Found {
+    for helper in &state.helpers {
+        end(helper);
+    }
+    for file in [paths.socket(), paths.fs_socket(), paths.vsock_socket()] {
+        // Absent is what is wanted.
+        let _ = fs::remove_file(file);
+    }
+    let _ = fs::remove_dir_all(paths.io());
+    if state.status != Status::Stopped {
+        state.status = Status::Stopped;
+        state.exit = Some(Exit {
+            code: 137,
+            at_ns: 0,
+            oom_killed: false,
+        });
+        state.failure = Some(Failure {
+            cause: "The sandbox process was killed".into(),
+            evidence: Vec::new(),
+            fix: "If nobody did it on purpose: `dmesg` tells of the host's out-of-memory killer"
+                .into(),
+        });
+        if state.auto_remove {
+            remove(paths);
+            return Found::Removed;
+        }
+    } else if state.helpers.is_empty() {
+        return Found::State(Box::new(state));
+    }
+    state.helpers.clear();
+    if let Err(error) = state.save(paths) {
+        tracing::warn!("{}", crate::error::chain(&error));
+    }
+    Found::State(Box::new(state))
+}
+
+/// Kills a process of a dead sandbox, if it is still that one, and waits until it is gone.
+pub fn end(process: &ProcessRef) {
+    let Some(fd) = pidfd(process) else { return };
+    // It may end on its own in between.
+    let _ = pidfd_send_signal(&fd, Signal::KILL);
+    let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+    let limit = Timespec {
+        tv_sec: 2,
+        tv_nsec: 0,
+    };
+    let _ = poll(&mut fds, Some(&limit));
+}
+
+/// Names of all sandboxes below a root, sorted.
+///
+/// # Errors
+/// When the root exists but cannot be read.
+pub fn names(root: &Path) -> io::Result<Vec<Id>> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names: Vec<Id> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,443 @@
+//! One virtual machine: the device process, the hypervisor process, the agent, and what ends them.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bulkhead_agent_api::{AgentClient, GUEST_CID, RPC_PORT, SHARE_TAG};
+use bulkhead_devices::vsock::control;
+use bulkhead_devices::{DeviceConfig, FsConfig, VsockConfig};
+use bulkhead_hypervisor::{HypervisorError, LaunchIo, Machine};
+use bulkhead_jail::{Capability, Entry, Jail, JailError, Namespaces, Profile, Root};
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
+use tokio::sync::watch;
+
+use crate::channel::{Channel, Stream, socket_pair};
+use crate::console::Console;
+use crate::failure::{End, Failure, Part, diagnose};
+use crate::paths::{Paths, socket_path};
+use crate::plan::Plan;
+use crate::state::ProcessRef;
+use crate::timeline::{Actor, Timeline, now_ns};
+use crate::watched;
+
+/// First host uid given to hypervisor processes; the sandbox's PID is added, so that no two running
+/// VMs share one.
+pub const UID_BASE: u32 = 0x7000_0000;
+
+/// Why a VM could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// A step on the host failed.
+    #[error("Failed to {step}")]
+    Host {
+        /// What was attempted.
+        step: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The device process could not be spawned.
+    #[error("Failed to start the device process")]
+    Device(#[source] JailError),
+    /// The hypervisor could not be spawned.
+    #[error("Failed to start the hypervisor")]
+    Hypervisor(#[from] HypervisorError),
+}
+
+fn step(step: &'static str) -> impl Fn(io::Error) -> VmError {
+    move |source| VmError::Host { step, source }
+}
+
+/// A spawned machine. Dropping it kills what still runs of it.
+pub struct Vm {
+    /// Streams of the guest.
+    pub channel: Channel,
+    /// The guest's console.
+    pub console: Console,
+    /// The agent; requests wait in the socket until the guest has booted.
+    pub agent: AgentClient,
+    /// The agent's connection, to learn when it was made.
+    pub home: Stream,
+    /// Why the machine ended; `None` while it runs.
+    pub ended: watch::Receiver<Option<Failure>>,
+    /// The processes, for the journal.
+    pub helpers: Vec<ProcessRef>,
+    /// When the hypervisor process was spawned.
+    pub launched_ns: u64,
+    pidfds: Vec<Arc<OwnedFd>>,
+}
+
+/// What to put under a container's root file system.
+#[derive(Debug)]
+pub struct Layer {
+    /// Read-only lower directory.
+    pub lower: PathBuf,
+    /// Directory that holds `upper` and `work`.
+    pub writable: PathBuf,
+}
+
+impl Vm {
+    /// Spawns the device process and the hypervisor; the guest boots while the caller goes on.
+    ///
+    /// Must be called on the sandbox process's main thread: the jailed processes die with the
+    /// thread that spawned them.
+    ///
+    /// # Errors
+    /// The step that failed. Nothing is left running then.
+    pub fn launch(
+        plan: &Plan,
+        layer: Option<&Layer>,
+        paths: &Paths,
+        timeline: &mut Timeline,
+    ) -> Result<Self, VmError> {
+        let began = now_ns();
+        let dir = open_dir(&paths.dir()).map_err(step("open the container's directory"))?;
+        let uid = UID_BASE.saturating_add(std::process::id());
+        let fs_listener = listen(&dir, "fs.sock", uid)?;
+        let vsock_listener = listen(&dir, "vsock.sock", uid)?;
+        let (channel, control) =
+            control::pair().map_err(step("make the device process's control channel"))?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(paths.log())
+            .map_err(step("open the sandbox's log"))?;
+
+        let device = spawn_device(
+            plan,
+            layer,
+            paths,
+            fs_listener,
+            vsock_listener,
+            control,
+            &log,
+        )?;
+        timeline.since(Actor::Host, "spawn device process", began);
+        let device_pidfd = Arc::new(device.pidfd);
+        let guard = KillOnDrop(vec![device_pidfd.clone()]);
+
+        let began = now_ns();
+        let (console_read, console_write) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+                .map_err(|error| step("make the console's pipe")(error.into()))?;
+        let console = Console::collect(console_read, paths.console())
+            .map_err(step("collect the guest's console"))?;
+        let machine = Machine {
+            id: paths.id().to_string(),
+            memory_bytes: plan.memory_bytes,
+            vcpus: plan.vcpus,
+            kernel: plan.kernel.clone(),
+            initramfs: plan.initramfs.clone(),
+            cmdline: Vec::new(),
+            fs_socket: paths.fs_socket(),
+            fs_tag: SHARE_TAG.to_owned(),
+            vsock_socket: paths.vsock_socket(),
+            guest_cid: u64::from(GUEST_CID),
+            uid,
+            gid: uid,
+            cpu: None,
+        };
+        let launched_ns = now_ns();
+        let io = LaunchIo {
+            console: console_write,
+            bulkhead: own_executable(),
+        };
+        let hypervisor = plan.choice.driver.launch(&machine, io)?;
+        timeline.since(Actor::Host, "spawn hypervisor", began);
+        let hypervisor_pidfd = Arc::new(hypervisor.pidfd);
+        let mut guard = guard;
+        guard.0.push(hypervisor_pidfd.clone());
+
+        let channel = Channel::new(channel).map_err(step("watch the control channel"))?;
+        let (ours, theirs) = socket_pair().map_err(step("make the agent's socket"))?;
+        let other = theirs
+            .try_clone()
+            .map_err(step("make the agent's socket"))?;
+        let home = channel
+            .expect_port(RPC_PORT, Some(theirs), Some(other))
+            .map_err(step("announce the agent's connection"))?;
+        let socket = tokio::net::UnixStream::from_std(ours.into())
+            .map_err(step("register the agent's socket"))?;
+        let agent = AgentClient::new(ttrpc::r#async::Client::new(
+            ttrpc::r#async::transport::Socket::new(socket),
+        ));
+
+        let mut helpers = Vec::new();
+        for pid in [device.pid, hypervisor.pid] {
+            helpers.extend(ProcessRef::of(pid));
+        }
+        let (sender, ended) = watch::channel(None);
+        let sender = Arc::new(sender);
+        for (part, pidfd) in [
+            (Part::Device, &device_pidfd),
+            (Part::Hypervisor, &hypervisor_pidfd),
+        ] {
+            let watch = Watch {
+                part,
+                pidfd: pidfd.clone(),
+                sender: sender.clone(),
+                console: console.clone(),
+                log: paths.log(),
+            };
+            watch.start().map_err(step("watch a jailed process"))?;
+        }
+        let pidfds = std::mem::take(&mut guard.0);
+        Ok(Self {
+            channel,
+            console,
+            agent,
+            home,
+            ended,
+            helpers,
+            launched_ns,
+            pidfds,
+        })
+    }
+
+    /// Kills what still runs and waits until it is gone. What the guest had not written through is
+    /// lost: let the agent destroy the container first.
+    pub async fn kill(&self) {
+        for pidfd in self.pidfds.iter().rev() {
+            kill(pidfd);
+        }
+        for pidfd in &self.pidfds {
+            if let Ok(fd) = watched::watch(pidfd.clone()) {
+                // Readable means ended; the watching task has reaped it or is about to.
+                let _ = fd.readable().await;
+            }
+        }
+    }
+
+    /// Waits until the machine has ended and tells why.
+    pub async fn failure(&self) -> Failure {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(failure) => failure.clone().unwrap_or_else(unknown),
+            Err(_) => unknown(),
+        }
+    }
+}
+
+fn unknown() -> Failure {
+    Failure {
+        cause: "The virtual machine ended".into(),
+        evidence: Vec::new(),
+        fix: "See `bulkhead logs`".into(),
+    }
+}
+
+impl std::fmt::Debug for Vm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vm")
+            .field("helpers", &self.helpers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        for pidfd in &self.pidfds {
+            kill(pidfd);
+        }
+    }
+}
+
+struct KillOnDrop(Vec<Arc<OwnedFd>>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        for pidfd in &self.0 {
+            kill(pidfd);
+        }
+    }
+}
+
+fn kill(pidfd: &OwnedFd) {
+    // It may have ended already, which is what is wanted.
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
+}
+
+/// Waits for the end of one process and reports it, unless the other's was first.
+struct Watch {
+    part: Part,
+    pidfd: Arc<OwnedFd>,
+    sender: Arc<watch::Sender<Option<Failure>>>,
+    console: Console,
+    log: PathBuf,
+}
+
+impl Watch {
+    fn start(self) -> io::Result<()> {
+        let fd = watched::watch(self.pidfd.clone())?;
+        tokio::spawn(async move {
+            let _ = fd.readable().await;
+            let end = reap(&self.pidfd);
+            // The last console lines may still be on their way through the pipe.
+            tokio::task::yield_now().await;
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let failure = diagnose(self.part, end, &self.console.text(), &log);
+            self.sender.send_if_modified(|ended| {
+                let first = ended.is_none();
+                if first {
+                    *ended = Some(failure);
+                }
+                first
+            });
+        });
+        Ok(())
+    }
+}
+
+fn reap(pidfd: &OwnedFd) -> End {
+    match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+        Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => End::Exited(code),
+            (None, Some(signal)) => End::Signaled(signal),
+            (None, None) => End::Exited(0),
+        },
+        Ok(None) | Err(_) => End::Exited(0),
+    }
+}
+
+/// A descriptor for another process, if it still runs.
+#[must_use]
+pub fn pidfd(process: &ProcessRef) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(process.pid).ok()?)?;
+    let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    // The number may have been used again between the journal and now.
+    process.is_alive().then_some(fd)
+}
+
+fn own_executable() -> PathBuf {
+    // The link survives the file's replacement by an upgrade.
+    PathBuf::from("/proc/self/exe")
+}
+
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    Ok(rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+fn listen(dir: &OwnedFd, name: &'static str, uid: u32) -> Result<OwnedFd, VmError> {
+    let path = socket_path(dir, name);
+    let listener = UnixListener::bind(&path).map_err(step("bind a device socket"))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+        .and_then(|()| std::os::unix::fs::chown(&path, Some(uid), Some(uid)))
+        .map_err(step("hand a device socket to the hypervisor's user"))?;
+    Ok(listener.into())
+}
+
+fn spawn_device(
+    plan: &Plan,
+    layer: Option<&Layer>,
+    paths: &Paths,
+    fs_listener: OwnedFd,
+    vsock_listener: OwnedFd,
+    control: OwnedFd,
+    log: &fs::File,
+) -> Result<bulkhead_jail::Child, VmError> {
+    const FS_FD: i32 = 4;
+    const VSOCK_FD: i32 = 5;
+    const CONTROL_FD: i32 = 6;
+    let config = DeviceConfig {
+        jail: device_jail(plan, layer, paths),
+        fs: FsConfig {
+            listener_fd: FS_FD,
+            tag: SHARE_TAG.to_owned(),
+            root: PathBuf::from("/"),
+        },
+        vsock: VsockConfig {
+            listener_fd: VSOCK_FD,
+            guest_cid: u64::from(GUEST_CID),
+            control_fd: CONTROL_FD,
+        },
+    };
+    let log = log
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(step("share the sandbox's log"))?;
+    let out = log.try_clone().map_err(step("share the sandbox's log"))?;
+    let command = bulkhead_jail::Command {
+        program: own_executable(),
+        args: crate::spawn::arguments("device", &config)
+            .map_err(step("describe the device process"))?,
+        fds: vec![
+            (out, 1),
+            (log, 2),
+            (fs_listener, FS_FD),
+            (vsock_listener, VSOCK_FD),
+            (control, CONTROL_FD),
+        ],
+        namespaces: Namespaces::default(),
+    };
+    bulkhead_jail::spawn(command).map_err(VmError::Device)
+}
+
+fn device_jail(plan: &Plan, layer: Option<&Layer>, paths: &Paths) -> Jail {
+    let rootfs_target = Path::new("/").join(&plan.guest.rootfs_target);
+    let mut entries = Vec::new();
+    match layer {
+        Some(layer) => entries.push(Entry::Overlay {
+            lower: vec![layer.lower.clone()],
+            upper: layer.writable.join("upper"),
+            work: layer.writable.join("work"),
+            target: rootfs_target,
+        }),
+        None => entries.push(bind(plan.rootfs(), &rootfs_target, false, true)),
+    }
+    for share in &plan.guest.shares {
+        let target = Path::new("/").join(&share.target);
+        entries.push(bind(
+            &share.source,
+            &target,
+            share.read_only,
+            share.recursive,
+        ));
+    }
+    Jail {
+        hostname: paths.id().to_string(),
+        root: Root {
+            tmpfs_bytes: 1 << 20,
+            exec: false,
+            entries,
+        },
+        uid: 0,
+        gid: 0,
+        // What a file server needs to act for the guest's users, and nothing else.
+        capabilities: vec![
+            Capability::Chown,
+            Capability::DacOverride,
+            Capability::Fowner,
+            Capability::Fsetid,
+            Capability::Setgid,
+            Capability::Setuid,
+            Capability::Mknod,
+            Capability::Setfcap,
+        ],
+        seccomp: Profile::Device,
+        cpus: Vec::new(),
+    }
+}
+
+fn bind(source: &Path, target: &Path, read_only: bool, recursive: bool) -> Entry {
+    Entry::Bind {
+        source: source.to_owned(),
+        target: target.to_owned(),
+        read_only,
+        // The guest decides about set-user-id and devices itself; on the host nothing is ever
+        // executed or opened as a device through this mount.
+        nosuid: true,
+        nodev: true,
+        noexec: true,
+        recursive,
+    }
+}
