@@ -1,0 +1,151 @@
+//! What a driver is, and what some can and others cannot.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+
+use bulkhead_kernels::Flavour;
+
+use crate::cpu::CpuLease;
+use crate::qemu::Monitor;
+use crate::{HypervisorError, LaunchIo, Machine};
+
+/// The drivers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// User-Mode Linux.
+    Uml,
+    /// QEMU's microvm machine.
+    Qemu,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uml => "uml",
+            Self::Qemu => "qemu",
+        })
+    }
+}
+
+/// What keeps the guest's kernel apart from the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isolation {
+    /// The processor's virtualisation.
+    HardwareVm,
+    /// An emulated processor: a jailed process that interprets the guest.
+    EmulatedVm,
+    /// A kernel that is itself a jailed process, and traces the guest's programs.
+    UserModeKernel,
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HardwareVm => "hardware-vm",
+            Self::EmulatedVm => "emulated-vm",
+            Self::UserModeKernel => "user-mode-kernel",
+        })
+    }
+}
+
+/// Boots machines.
+pub trait Driver: fmt::Debug + Send + Sync {
+    /// Which driver this is.
+    fn kind(&self) -> Kind;
+
+    /// What the guests of this driver are kept by.
+    fn isolation(&self) -> Isolation;
+
+    /// The kernels it boots.
+    fn flavour(&self) -> Flavour;
+
+    /// The most processors a machine may have.
+    fn max_vcpus(&self) -> u32;
+
+    /// Starts `machine` in a jailed process and returns when that process exists; the guest boots
+    /// meanwhile. The process is killed when the calling thread ends.
+    ///
+    /// # Errors
+    /// When the machine is beyond the driver, something needed is missing, or the process cannot
+    /// be started; nothing is left behind. What goes wrong later, in the jail or the guest, is
+    /// told on the console, and ends the process.
+    fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError>;
+}
+
+/// A running machine. Dropping it leaves the process running: it is the caller's to kill and reap.
+#[derive(Debug)]
+pub struct Vm {
+    /// The hypervisor process.
+    pub pid: u32,
+    /// Becomes readable when the hypervisor process has exited; to be waited for by the caller.
+    pub pidfd: OwnedFd,
+    /// The channel to a hypervisor that takes orders.
+    pub(crate) monitor: Option<Monitor>,
+    /// The host processor the machine is pinned to; keep it as long as the machine runs.
+    pub cpu: Option<CpuLease>,
+}
+
+impl Vm {
+    /// The machine as one that can be paused, if its driver can.
+    pub fn as_pausable(&self) -> Option<&dyn Pausable> {
+        self.monitor
+            .as_ref()
+            .map(|monitor| monitor as &dyn Pausable)
+    }
+}
+
+/// A machine whose processors can be stopped and started again.
+pub trait Pausable {
+    /// Stops the guest's processors; its memory and devices stay. Returns when they stand still.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer within some seconds, or refuses.
+    fn pause(&self) -> Result<(), HypervisorError>;
+
+    /// Lets the guest go on.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    fn resume(&self) -> Result<(), HypervisorError>;
+
+    /// Whether the guest's processors run.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    fn is_running(&self) -> Result<bool, HypervisorError>;
+}
+
+/// What one driver can do, for documentation and `doctor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// The driver.
+    pub kind: Kind,
+    /// One line on what it is.
+    pub summary: &'static str,
+    /// [`Driver::max_vcpus`].
+    pub max_vcpus: u32,
+    /// Whether its machines are [`Pausable`].
+    pub pause: bool,
+    /// Whether it needs a usable `/dev/kvm`.
+    pub needs_kvm: bool,
+}
+
+/// The table of all drivers.
+pub fn capabilities() -> [Abilities; 2] {
+    [
+        Abilities {
+            kind: Kind::Uml,
+            summary: "a Linux kernel that is an ordinary process; boots in tens of milliseconds",
+            max_vcpus: crate::uml::MAX_VCPUS,
+            pause: false,
+            needs_kvm: false,
+        },
+        Abilities {
+            kind: Kind::Qemu,
+            summary: "QEMU's microvm: hardware KVM where it is usable, otherwise emulation",
+            max_vcpus: crate::qemu::MAX_VCPUS,
+            pause: true,
+            needs_kvm: false,
+        },
+    ]
+}

@@ -1,0 +1,46 @@
+//! The machine to boot, as all drivers understand it.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use bulkhead_kernels::Kernel;
+
+/// Description of a virtual machine. Paths are of the host.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Names the machine in messages.
+    pub id: String,
+    /// Size of the guest's memory; rounded down to whole MiB.
+    pub memory_bytes: u64,
+    /// Number of processors, at most the driver's [`max_vcpus`](crate::Driver::max_vcpus).
+    pub vcpus: u32,
+    /// The kernel to boot, of the driver's flavour.
+    pub kernel: Kernel,
+    /// The initial file system: a cpio archive.
+    pub initramfs: PathBuf,
+    /// Words to add to the kernel's command line.
+    pub cmdline: Vec<String>,
+    /// Socket of the vhost-user virtio-fs back end, if the machine has such a device.
+    pub fs_socket: Option<PathBuf>,
+    /// The tag under which the guest mounts the shared file system.
+    pub fs_tag: String,
+    /// Socket of the vhost-user vsock back end, if the machine has such a device.
+    pub vsock_socket: Option<PathBuf>,
+    /// The guest's vsock address. The back end tells it to the guest.
+    pub guest_cid: u64,
+    /// Host user the hypervisor process runs as; to be given to no other process.
+    pub uid: u32,
+    /// Host group the hypervisor process runs as.
+    pub gid: u32,
+    /// Host processor to run on; none: the driver chooses if it wants the machine on one.
+    pub cpu: Option<usize>,
+}
+
+/// What a machine is connected to at its start.
+#[derive(Debug)]
+pub struct LaunchIo {
+    /// Receives the guest's console and the hypervisor's own messages; the write end of a pipe.
+    pub console: OwnedFd,
+    /// The executable that provides the hat `jailed` (see `bulkhead_jail::exec`).
+    pub bulkhead: PathBuf,
+}

@@ -1,0 +1,101 @@
+//! QEMU's command line.
+
+use super::{Accelerator, FS_FD, MONITOR_FD, VSOCK_FD, files, tsc};
+use crate::Machine;
+
+/// Bound of the translator's buffer. Its default takes a gigabyte of address space and, used to the
+/// full by a long-lived guest, of memory.
+const TRANSLATION_BUFFER_MIB: u32 = 128;
+
+pub(super) fn list(machine: &Machine, memory_mib: u64, accelerator: Accelerator) -> Vec<String> {
+    let mut list = Arguments(Vec::new());
+    // Option ROMs would only print and wait: the firmware starts a PVH kernel by itself.
+    list.add(
+        "-machine",
+        "microvm,x-option-roms=off,memory-backend=memory,isa-serial=on",
+    );
+    match accelerator {
+        Accelerator::Kvm => {
+            list.add("-accel", "kvm");
+            list.add("-cpu", "host");
+        }
+        Accelerator::Tcg => {
+            list.add("-accel", format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}"));
+            list.add("-cpu", "max");
+        }
+    }
+    list.add("-smp", machine.vcpus.to_string());
+    list.add("-m", format!("{memory_mib}M"));
+    // The device process maps the guest's memory, too.
+    list.add(
+        "-object",
+        format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
+    );
+    list.flag("-nodefaults");
+    list.flag("-no-user-config");
+    list.add("-display", "none");
+    // A guest that restarts, for instance after a panic, ends.
+    list.flag("-no-reboot");
+    list.add("-L", files::FIRMWARE);
+    list.add("-kernel", files::KERNEL);
+    list.add("-initrd", files::INITRAMFS);
+    list.add("-append", kernel_words(machine, accelerator).join(" "));
+    // Standard output is the console; standard input never says anything.
+    list.add("-chardev", "stdio,id=console,signal=off");
+    list.add("-serial", "chardev:console");
+    list.add("-chardev", format!("socket,id=monitor,fd={MONITOR_FD}"));
+    list.add("-mon", "chardev=monitor,mode=control");
+    list.add("-global", "virtio-mmio.force-legacy=false");
+    if machine.fs_socket.is_some() {
+        list.add("-chardev", format!("socket,id=fs,fd={FS_FD}"));
+        let tag = machine.fs_tag.replace(',', ",,");
+        list.add(
+            "-device",
+            format!("vhost-user-fs-device,chardev=fs,tag={tag},queue-size=1024"),
+        );
+    }
+    if machine.vsock_socket.is_some() {
+        list.add("-chardev", format!("socket,id=vsock,fd={VSOCK_FD}"));
+        list.add("-device", "vhost-user-vsock-device,chardev=vsock");
+    }
+    list.0
+}
+
+fn kernel_words(machine: &Machine, accelerator: Accelerator) -> Vec<String> {
+    let mut words = vec![
+        "console=ttyS0".to_owned(),
+        // Errors and panics are shown, the story of an ordinary boot is not: each character is an
+        // exit from the guest.
+        "quiet".to_owned(),
+        // A panic restarts at once, which `-no-reboot` turns into the end.
+        "panic=-1".to_owned(),
+        "reboot=t".to_owned(),
+        // There are no such devices; looking for them takes time.
+        "i8042.noaux".to_owned(),
+        "pci=off".to_owned(),
+        "pty.legacy_count=0".to_owned(),
+        "initcall_blacklist=raid6_select_algo".to_owned(),
+    ];
+    if accelerator == Accelerator::Tcg {
+        // The guest reads the host's time stamp counter and has nothing reliable to measure its
+        // rate with: on a busy host it would wait for ever.
+        if let Some(khz) = tsc::khz() {
+            words.push(format!("tsc_early_khz={khz}"));
+        }
+        words.push("tsc=reliable".to_owned());
+    }
+    words.extend(machine.cmdline.iter().cloned());
+    words
+}
+
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn add(&mut self, name: &str, value: impl Into<String>) {
+        self.0.extend([name.to_owned(), value.into()]);
+    }
+
+    fn flag(&mut self, name: &str) {
+        self.0.push(name.to_owned());
+    }
+}
