@@ -28,6 +28,12 @@ pub enum Io {
     },
 }
 
+impl Io {
+    pub(super) fn is_terminal(&self) -> bool {
+        matches!(self, Io::Terminal { .. })
+    }
+}
+
 /// A process that was created and not yet started: the agent's handles on it.
 ///
 /// 1. Read `status` into [`Reports`](super::Reports) until that says ready, or to the end of the

@@ -8,21 +8,51 @@
 //!
 //! # What the agent owes this module
 //! - [`prepare_agent`] was called once, before anything was mounted.
-//! - `/proc` is mounted, and the cgroup v2 hierarchy at [`CGROUP_ROOT`].
+//! - `/proc` is mounted, and the cgroup v2 hierarchy at [`CGROUP_ROOT`], whose
+//!   controllers are handed over to the groups below it.
 //! - The calling process is single-threaded and reaps its children.
 
+mod capabilities;
+mod cgroup;
+mod create;
+mod devices;
 mod error;
+mod exec;
+mod failure;
+mod hidden;
+mod hooks;
+mod init;
 mod io;
+mod mounts;
+mod namespaces;
+mod process;
+mod processes;
+mod program;
+mod refuse;
 mod report;
+mod rlimits;
+mod rootfs;
+mod scheduling;
+mod seccomp;
+mod spawn;
+mod streams;
+mod sys;
+mod sysctl;
+mod terminal;
+mod user;
 
 pub use error::ContainerError;
 pub use io::{Child, Io};
 pub use report::{Failure, FailureKind, Reports};
 
-use std::{path::Path, time::Duration};
+use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Pid};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::LinuxPersonality;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use cgroup::Cgroup;
+use failure::During;
 
 /// Where the guest's cgroup v2 hierarchy is mounted.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
@@ -35,86 +65,65 @@ pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// children inherit: a process on its way into a container cannot be inspected
 /// from inside.
 pub fn prepare_agent() -> Result<(), ContainerError> {
-    Err(ContainerError::unsupported(
-        "prepare_agent",
-        "not built yet",
-    ))
+    sys::prctl(libc::PR_SET_DUMPABLE, 0)
+        .while_trying(|| "make the agent non-dumpable".to_owned())?;
+    rootfs::make_pivotable()
 }
 
 /// A container of this guest.
 #[derive(Debug)]
 pub struct Container {
-    id: String,
     init: Pid,
+    /// Of the init process; says whether it still is the same process.
+    pidfd: OwnedFd,
+    namespaces: namespaces::Namespaces,
+    filter: Option<seccomp::Filter>,
+    personality: Option<LinuxPersonality>,
+    rootfs: PathBuf,
+    cgroup: Cgroup,
 }
 
 impl Container {
-    /// Creates a container from its specification, up to, not including, the
-    /// `execve` of its init process. `rootfs` is its root file system as the
-    /// agent sees it.
-    ///
-    /// Does not wait for the child: see [`Child`].
-    pub fn create(
-        id: &str,
-        spec: Spec,
-        rootfs: &Path,
-        io: Io,
-    ) -> Result<(Container, Child), ContainerError> {
-        let _ = (id, spec, rootfs, io);
-        Err(ContainerError::unsupported("create", "not built yet"))
-    }
-
-    /// Creates a further process in the container, up to, not including, `execve`.
-    pub fn exec(&self, process: &Process, io: Io) -> Result<Child, ContainerError> {
-        let _ = (process, io);
-        Err(ContainerError::unsupported("exec", "not built yet"))
-    }
-
-    /// The container's name.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// Its init process, in the guest's root PID namespace.
-    pub fn init_pid(&self) -> Pid {
-        self.init
-    }
-
     /// Sends `signal` to every process of the container.
     pub fn signal_all(&self, signal: Signal) -> Result<(), ContainerError> {
-        let _ = signal;
-        Err(ContainerError::unsupported("signal_all", "not built yet"))
+        self.cgroup.signal(signal)
     }
 
-    /// Freezes every process of the container; returns when they stand still.
+    /// Freezes every process of the container; blocks until they stand still,
+    /// at most ten seconds.
     pub fn pause(&self) -> Result<(), ContainerError> {
-        Err(ContainerError::unsupported("pause", "not built yet"))
+        self.cgroup.freeze()
     }
 
     /// Undoes [`Container::pause`].
     pub fn resume(&self) -> Result<(), ContainerError> {
-        Err(ContainerError::unsupported("resume", "not built yet"))
+        self.cgroup.thaw()
     }
 
     /// The processes of the container, by PID.
     pub fn processes(&self) -> Result<Vec<ProcessInfo>, ContainerError> {
-        Err(ContainerError::unsupported("processes", "not built yet"))
+        processes::of(&self.cgroup)
     }
 
     /// What the container uses and may use.
     pub fn stats(&self) -> Result<Stats, ContainerError> {
-        Err(ContainerError::unsupported("stats", "not built yet"))
+        self.cgroup.stats()
     }
 
     /// How many processes of the container the memory controller has killed.
     pub fn oom_kills(&self) -> Result<u64, ContainerError> {
-        Err(ContainerError::unsupported("oom_kills", "not built yet"))
+        self.cgroup.oom_kills()
     }
 
     /// Kills what is left, removes the control group, writes the root file
-    /// system's dirty data back. Blocks until the last process is gone.
+    /// system's dirty data back. Blocks until the last process is gone, at
+    /// most ten seconds.
     pub fn destroy(self) -> Result<(), ContainerError> {
-        Err(ContainerError::unsupported("destroy", "not built yet"))
+        self.cgroup.remove()?;
+        let step = || format!("write {} back", self.rootfs.display());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(CWD, &self.rootfs, flags, Mode::empty()).while_trying(step)?;
+        rustix::fs::syncfs(&root).while_trying(step)
     }
 }
 

@@ -1,0 +1,57 @@
+//! Creating a further process in a container.
+
+use std::os::fd::AsFd;
+
+use oci_spec::runtime::Process;
+
+use super::{
+    Child, Container, ContainerError, Io,
+    failure::During,
+    init,
+    namespaces::PidNamespaceOfChildren,
+    process,
+    spawn::{self, Pipes},
+    terminal,
+};
+
+impl Container {
+    /// Creates a further process in the container, up to, not including, `execve`.
+    ///
+    /// Does not wait for the child: see [`Child`].
+    pub fn exec(&self, process: &Process, io: Io) -> Result<Child, ContainerError> {
+        let terminal = match &io {
+            Io::Pipes { .. } => None,
+            Io::Terminal { columns, rows } => {
+                let size = terminal::Size::new(*columns, *rows, process.console_size())?;
+                Some(terminal::for_container(self.init, size)?)
+            }
+        };
+        let plan = init::ExecPlan {
+            init: self
+                .pidfd
+                .try_clone()
+                .while_trying(|| "hold on to the container's init process".to_owned())?,
+            namespaces: self.namespaces.clone(),
+            process: process::Plan::new(
+                process,
+                self.filter.clone(),
+                self.personality.as_ref(),
+                io.is_terminal(),
+            )?,
+        };
+        let pipes = Pipes::new()?;
+        let pid_namespace = if self.namespaces.has_pid() {
+            Some(PidNamespaceOfChildren::set(self.pidfd.as_fd())?)
+        } else {
+            None
+        };
+        let spawned = spawn::spawn(0, self.cgroup.as_fd(), || {
+            init::run_exec(&plan, &io, terminal.as_ref(), &pipes.child)
+        });
+        if let Some(namespace) = pid_namespace {
+            namespace.reset()?;
+        }
+        let (pid, _) = spawned?;
+        Ok(pipes.into_child(pid, terminal.map(|terminal| terminal.master)))
+    }
+}

@@ -1,0 +1,528 @@
+//! The mounts of `config.json`.
+//!
+//! A mount is planned by the agent ([`plan`]), prepared by the child while it
+//! still sees the agent's file systems ([`Mount::prepare`]), and attached once
+//! the container's root is the child's root ([`Mount::attach`]), where no path
+//! can lead out of it.
+
+mod copy_up;
+mod detached;
+pub mod options;
+pub mod target;
+
+use std::{
+    ffi::{CStr, CString},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Component, Path},
+};
+
+use oci_spec::runtime::Mount as Spec;
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    io::Errno,
+    mount::{
+        MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+        move_mount, open_tree,
+    },
+};
+
+use self::options::MountOptions;
+use super::{
+    ContainerError,
+    failure::{During, Step, shown},
+    sys::{leak, mount_setattr},
+};
+
+/// File systems that need nothing of the agent's root, so that they can be
+/// mounted from inside the container.
+const SOURCELESS: &[&str] = &[
+    "binfmt_misc",
+    "bpf",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "proc",
+    "pstore",
+    "ramfs",
+    "rpc_pipefs",
+    "securityfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+];
+
+/// One mount, ready to be made.
+#[derive(Debug)]
+pub struct Mount {
+    /// `mounts[n]`.
+    field: String,
+    destination: CString,
+    kind: Kind,
+    options: MountOptions,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Bind {
+        source: CString,
+        recursive: bool,
+    },
+    /// By `mount(2)` from inside the container.
+    Inside {
+        filesystem: CString,
+        source: CString,
+        flags: MountFlags,
+        data: CString,
+    },
+    /// Has a source that only the agent's root knows.
+    Outside {
+        filesystem: String,
+        source: String,
+    },
+    /// Made by the agent before the child was cloned.
+    Made(OwnedFd),
+}
+
+/// A mount between [`Mount::prepare`] and [`Mount::attach`]: detached, if it
+/// has a source outside the container.
+pub type Prepared<'a> = Option<BorrowedFd<'a>>;
+
+/// Checks the mounts of the specification, in order.
+pub fn plan(mounts: &[Spec]) -> Result<Vec<Mount>, ContainerError> {
+    mounts
+        .iter()
+        .enumerate()
+        .map(|(index, mount)| plan_one(index, mount))
+        .collect()
+}
+
+fn plan_one(index: usize, spec: &Spec) -> Result<Mount, ContainerError> {
+    let field = format!("mounts[{index}]");
+    let mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list| !list.is_empty());
+    if mapped(spec.uid_mappings()) || mapped(spec.gid_mappings()) {
+        return Err(ContainerError::unsupported(
+            format!("{field}.uidMappings"),
+            "mounts with mapped ids need a user namespace, which the guest does not make",
+        ));
+    }
+    let destination = destination(&field, spec.destination())?;
+    let words = spec.options().as_deref().unwrap_or_default();
+    let mut options = MountOptions::parse(words).map_err(|(word, refusal)| {
+        ContainerError::unsupported(format!("{field}.options[{word}]"), refusal.0)
+    })?;
+    let filesystem = spec.typ().as_deref().unwrap_or_default();
+    let source = spec
+        .source()
+        .as_deref()
+        .map(Path::as_os_str)
+        .unwrap_or_default();
+    let is_bind = options.bind.is_some() || filesystem == "bind";
+    if options.copy_up && (is_bind || filesystem != "tmpfs") {
+        return Err(ContainerError::invalid(
+            format!("{field}.options"),
+            "only a tmpfs can be filled with what it hides (tmpcopyup)",
+        ));
+    }
+    let kind = if is_bind {
+        check_bind(&field, &options)?;
+        if source.is_empty() {
+            return Err(ContainerError::invalid(
+                format!("{field}.source"),
+                "a bind mount needs one",
+            ));
+        }
+        Kind::Bind {
+            source: c_string(&field, "source", source.as_bytes())?,
+            recursive: options.bind.unwrap_or(false),
+        }
+    } else {
+        // Nothing is below a new file system.
+        let recursive = std::mem::take(&mut options.recursive);
+        options.attributes.merge(recursive);
+        new_filesystem(&field, filesystem, source.as_bytes(), &options)?
+    };
+    Ok(Mount {
+        field,
+        destination,
+        kind,
+        options,
+    })
+}
+
+fn destination(field: &str, path: &Path) -> Result<CString, ContainerError> {
+    let name = || format!("{field}.destination");
+    if !path.is_absolute() {
+        return Err(ContainerError::invalid(
+            name(),
+            "it must be an absolute path",
+        ));
+    }
+    let mut clean = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => {
+                clean.push(b'/');
+                clean.extend(part.as_bytes());
+            }
+            Component::ParentDir => {
+                return Err(ContainerError::invalid(
+                    name(),
+                    "it must not contain \"..\"",
+                ));
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    if clean.is_empty() {
+        return Err(ContainerError::unsupported(
+            name(),
+            "the root itself cannot be mounted over",
+        ));
+    }
+    c_string(field, "destination", &clean)
+}
+
+/// A bind mount shows an existing file system, so it cannot have flags and
+/// options of one of its own.
+fn check_bind(field: &str, options: &MountOptions) -> Result<(), ContainerError> {
+    if let Some(word) = options.data.first() {
+        return Err(ContainerError::unsupported(
+            format!("{field}.options"),
+            format!("{word:?} is not an option of a bind mount"),
+        ));
+    }
+    if !options.superblock.is_empty() {
+        return Err(ContainerError::unsupported(
+            format!("{field}.options"),
+            "a bind mount cannot change how its file system writes (sync, dirsync, lazytime, mand)",
+        ));
+    }
+    Ok(())
+}
+
+fn new_filesystem(
+    field: &str,
+    filesystem: &str,
+    source: &[u8],
+    options: &MountOptions,
+) -> Result<Kind, ContainerError> {
+    // A guest has the one hierarchy of version 2 only.
+    let filesystem = if filesystem == "cgroup" {
+        "cgroup2"
+    } else {
+        filesystem
+    };
+    if filesystem.is_empty() {
+        return Err(ContainerError::invalid(
+            format!("{field}.type"),
+            "it is missing",
+        ));
+    }
+    if !SOURCELESS.contains(&filesystem) {
+        let source = String::from_utf8(source.to_vec())
+            .map_err(|_| ContainerError::invalid(format!("{field}.source"), "it is not UTF-8"))?;
+        return Ok(Kind::Outside {
+            filesystem: filesystem.to_owned(),
+            source,
+        });
+    }
+    let source = if source.is_empty() {
+        filesystem.as_bytes()
+    } else {
+        source
+    };
+    Ok(Kind::Inside {
+        filesystem: c_string(field, "type", filesystem.as_bytes())?,
+        source: c_string(field, "source", source)?,
+        flags: options.mount_flags(),
+        data: c_string(field, "options", options.data_string().as_bytes())?,
+    })
+}
+
+fn c_string(field: &str, part: &str, bytes: &[u8]) -> Result<CString, ContainerError> {
+    CString::new(bytes)
+        .map_err(|_| ContainerError::invalid(format!("{field}.{part}"), "it contains a null byte"))
+}
+
+/// The places where the child itself mounted a file system of the kernel's: on
+/// the way to a path below them no link of the image's can be met, so that the
+/// path needs no careful walk.
+#[derive(Debug, Default)]
+pub struct Own {
+    /// Destination, and whether the file system there is the kernel's.
+    places: Vec<(Vec<u8>, bool)>,
+}
+
+impl Own {
+    fn add(&mut self, place: &CStr, own: bool) {
+        self.places.push((place.to_bytes().to_vec(), own));
+    }
+
+    /// Whether `path` lies below such a place.
+    pub fn covers(&self, path: &CStr) -> bool {
+        let path = path.to_bytes();
+        self.places
+            .iter()
+            .filter(|(place, _)| {
+                path.strip_prefix(place.as_slice())
+                    .is_some_and(|rest| rest.starts_with(b"/"))
+            })
+            .max_by_key(|(place, _)| place.len())
+            .is_some_and(|(_, own)| *own)
+    }
+
+    /// Whether something was mounted at exactly `path` that is the kernel's.
+    pub fn has(&self, path: &CStr) -> bool {
+        self.places
+            .iter()
+            .rev()
+            .find(|(place, _)| place == path.to_bytes())
+            .is_some_and(|p| p.1)
+    }
+}
+
+impl Mount {
+    /// Where it goes inside the container, without `.` and repeated slashes.
+    pub fn destination(&self) -> &CStr {
+        &self.destination
+    }
+
+    /// Whether it shows files from outside the container.
+    pub fn is_bind(&self) -> bool {
+        matches!(self.kind, Kind::Bind { .. })
+    }
+
+    /// Whether it is a new file system of the given type.
+    pub fn is_new(&self, wanted: &CStr) -> bool {
+        matches!(&self.kind, Kind::Inside { filesystem, .. } if filesystem.as_c_str() == wanted)
+    }
+
+    /// Makes the file system now, in the agent, and returns a handle on it. It
+    /// appears in the container when the child attaches it.
+    pub fn make_now(&mut self) -> Result<BorrowedFd<'_>, ContainerError> {
+        if let Kind::Inside {
+            filesystem, source, ..
+        } = &self.kind
+        {
+            let made = detached::make(
+                &filesystem.to_string_lossy(),
+                &source.to_string_lossy(),
+                &self.options,
+            )
+            .map_err(|errno| ContainerError::System {
+                step: format!("make a {} file system", shown(filesystem)),
+                field: Some(self.field.clone()),
+                source: errno.into(),
+            })?;
+            self.kind = Kind::Made(made);
+        }
+        match &self.kind {
+            Kind::Made(made) => Ok(made.as_fd()),
+            _ => Err(ContainerError::invalid(
+                &self.field,
+                "it is not a file system of its own",
+            )),
+        }
+    }
+
+    /// The handle, if it was made ahead.
+    pub fn made(&self) -> Option<BorrowedFd<'_>> {
+        match &self.kind {
+            Kind::Made(made) => Some(made.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// Opens what lies outside the container, while it can still be seen.
+    /// `made` is the child's handle on what [`Self::make_now`] made.
+    pub fn prepare<'a>(&self, made: Option<BorrowedFd<'a>>) -> Step<Prepared<'a>> {
+        match &self.kind {
+            Kind::Inside { .. } => Ok(None),
+            Kind::Made(_) => Ok(made),
+            Kind::Bind { source, recursive } => {
+                let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+                if *recursive {
+                    flags |= OpenTreeFlags::AT_RECURSIVE;
+                }
+                open_tree(CWD, source.as_c_str(), flags)
+                    .during(|| format!("open {} to bind it", shown(source)))
+                    .map(|fd| Some(leak(fd)))
+            }
+            Kind::Outside { filesystem, source } => {
+                detached::make(filesystem, source, &self.options)
+                    .during(|| format!("make a {filesystem} file system from {source}"))
+                    .map(|fd| Some(leak(fd)))
+            }
+        }
+        .map_err(|failure| failure.with_field(&self.field))
+    }
+
+    /// Mounts it below the process' root.
+    pub fn attach(&self, prepared: Prepared<'_>, own: &mut Own) -> Step {
+        match (&self.kind, prepared) {
+            (Kind::Inside { .. }, _) | (_, None) => self.mount_inside(own),
+            (_, Some(tree)) => self.attach_tree(tree, own),
+        }
+        .map_err(|failure| failure.with_field(&self.field))
+    }
+
+    fn mount_inside(&self, own: &mut Own) -> Step {
+        let Kind::Inside {
+            filesystem,
+            source,
+            flags,
+            data,
+        } = &self.kind
+        else {
+            return Ok(());
+        };
+        let mount = |at: &CStr, data: &CStr| {
+            rustix::mount::mount(source.as_c_str(), at, filesystem.as_c_str(), *flags, data)
+        };
+        let step = || {
+            format!(
+                "mount {} on {}",
+                shown(filesystem),
+                shown(&self.destination)
+            )
+        };
+        if own.covers(&self.destination) {
+            let result = match mount(&self.destination, data) {
+                Err(Errno::NOENT) => {
+                    // Where the file system's own directory does not suffice, all parents
+                    // are ours too: no link can be met.
+                    match rustix::fs::mkdir(self.destination.as_c_str(), Mode::from_raw_mode(0o755))
+                    {
+                        Ok(()) => mount(&self.destination, data),
+                        Err(Errno::NOENT) => {
+                            target::directory(&self.destination)?;
+                            mount(&self.destination, data)
+                        }
+                        Err(errno) => Err(errno),
+                    }
+                }
+                result => result,
+            };
+            result.during(step)?;
+        } else {
+            let target = self.target_directory(filesystem)?;
+            rustix::process::fchdir(target).during(step)?;
+            if self.is_new(c"tmpfs") {
+                let data = self.with_mode_of(target, data).during(step)?;
+                mount(c".", &data).during(step)?;
+                if self.options.copy_up {
+                    copy_up::fill(target, &self.destination)?;
+                }
+            } else {
+                mount(c".", data).during(step)?;
+            }
+        }
+        own.add(&self.destination, !self.options.copy_up);
+        self.propagate()
+    }
+
+    /// `/proc` and `/sys` decide what masked and read-only paths mean: a link in
+    /// their place is no honest image.
+    fn target_directory(&self, filesystem: &CStr) -> Step<BorrowedFd<'static>> {
+        let strict = filesystem == c"proc" || filesystem == c"sysfs";
+        if strict {
+            match target::open(&self.destination, OFlags::DIRECTORY | OFlags::NOFOLLOW) {
+                Err(Errno::NOENT) => {}
+                result => {
+                    return result.during(|| {
+                        format!(
+                            "find a directory, not a link, at {}",
+                            shown(&self.destination)
+                        )
+                    });
+                }
+            }
+        }
+        target::directory(&self.destination)
+    }
+
+    /// A tmpfs without a mode takes that of the directory it covers.
+    fn with_mode_of(&self, target: BorrowedFd<'_>, data: &CStr) -> Result<CString, Errno> {
+        if self
+            .options
+            .data
+            .iter()
+            .any(|word| word.starts_with("mode="))
+        {
+            return Ok(data.to_owned());
+        }
+        let mode = rustix::fs::fstat(target)?.st_mode & 0o7777;
+        let mut words = format!("mode={mode:04o}").into_bytes();
+        if !data.is_empty() {
+            words.push(b',');
+            words.extend(data.to_bytes());
+        }
+        CString::new(words).map_err(|_| Errno::INVAL)
+    }
+
+    fn attach_tree(&self, tree: BorrowedFd<'_>, own: &mut Own) -> Step {
+        let change = |recursive, set, clear, propagation| {
+            mount_setattr(tree, c"", recursive, set, clear, propagation)
+                .during(|| format!("set the options of {}", shown(&self.destination)))
+        };
+        let none = MountAttrFlags::empty();
+        if self.is_bind() {
+            let plain = self.options.attributes;
+            if !plain.is_empty() {
+                change(
+                    false,
+                    plain.set,
+                    plain.clear,
+                    MountPropagationFlags::empty(),
+                )?;
+            }
+            let deep = self.options.recursive;
+            if !deep.is_empty() {
+                change(true, deep.set, deep.clear, MountPropagationFlags::empty())?;
+            }
+        }
+        if let Some(flags) = self.options.effective_propagation() {
+            let (recursive, flags) = split(flags);
+            change(recursive, none, none, flags)?;
+        }
+        let target = target::any(&self.destination, || target::leaf_like(tree))?;
+        move_mount(
+            tree,
+            c"",
+            target,
+            c"",
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+        .during(|| format!("mount on {}", shown(&self.destination)))?;
+        own.add(&self.destination, matches!(self.kind, Kind::Made(_)));
+        Ok(())
+    }
+
+    fn propagate(&self) -> Step {
+        let Some(flags) = self.options.effective_propagation() else {
+            return Ok(());
+        };
+        let step = || format!("set the propagation of {}", shown(&self.destination));
+        let (recursive, flags) = split(flags);
+        let none = MountAttrFlags::empty();
+        let place = target::open(&self.destination, OFlags::DIRECTORY).during(step)?;
+        mount_setattr(place, c"", recursive, none, none, flags).during(step)
+    }
+}
+
+/// `mount_setattr` takes the recursion as a flag of its own.
+pub fn split(flags: MountPropagationFlags) -> (bool, MountPropagationFlags) {
+    (
+        flags.contains(MountPropagationFlags::REC),
+        flags.difference(MountPropagationFlags::REC),
+    )
+}
