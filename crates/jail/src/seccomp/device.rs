@@ -2,7 +2,7 @@
 //!
 //! Sockets arrive open; none can be made. Mounts are made before the filter.
 
-use super::{Lists, NAMESPACE_FLAGS, any, one_of, without_bits};
+use super::{Lists, NAMESPACE_FLAGS, any, null, one_of, without_bits};
 
 pub(super) fn list() -> Lists {
     let mut lines = any(&[
@@ -40,6 +40,7 @@ pub(super) fn list() -> Lists {
         // Events, and messages on sockets that are already there.
         libc::SYS_epoll_create1,
         libc::SYS_epoll_ctl,
+        libc::SYS_epoll_wait,
         libc::SYS_epoll_pwait,
         libc::SYS_eventfd2,
         libc::SYS_poll,
@@ -51,6 +52,7 @@ pub(super) fn list() -> Lists {
         libc::SYS_recvfrom,
         libc::SYS_shutdown,
         libc::SYS_getsockopt,
+        libc::SYS_setsockopt,
         // Descriptors.
         libc::SYS_read,
         libc::SYS_write,
@@ -123,6 +125,8 @@ pub(super) fn list() -> Lists {
     ]);
     #[allow(clippy::cast_sign_loss, reason = "constants of the kernel's interface")]
     lines.extend([
+        // Limits may be read, not changed.
+        null(libc::SYS_prlimit64, 2)?,
         without_bits(libc::SYS_clone, 0, NAMESPACE_FLAGS)?,
         one_of(libc::SYS_unshare, 0, &[libc::CLONE_FS as u64])?,
         one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64])?,

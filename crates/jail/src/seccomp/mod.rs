@@ -133,6 +133,19 @@ pub(crate) fn one_of(
     Ok((call, rules))
 }
 
+/// Allows `call` when the given argument, a pointer, is null.
+pub(crate) fn null(call: libc::c_long, argument: u8) -> Result<Line, seccompiler::BackendError> {
+    Ok((
+        call,
+        vec![rule(
+            argument,
+            SeccompCmpArgLen::Qword,
+            SeccompCmpOp::Eq,
+            0,
+        )?],
+    ))
+}
+
 /// Allows `call` unless the given argument, as a 32-bit value, is `value`.
 pub(crate) fn not_equal(
     call: libc::c_long,

@@ -2,7 +2,7 @@
 //!
 //! All sockets arrive open; none can be made, no program executed once QEMU runs.
 
-use super::{Lists, NAMESPACE_FLAGS, any, one_of, without_bits};
+use super::{Lists, NAMESPACE_FLAGS, any, null, one_of, without_bits};
 
 pub(super) fn list() -> Lists {
     let mut lines = any(&[
@@ -19,7 +19,6 @@ pub(super) fn list() -> Lists {
         libc::SYS_set_tid_address,
         libc::SYS_set_robust_list,
         libc::SYS_rseq,
-        libc::SYS_prlimit64,
         libc::SYS_getrlimit,
         libc::SYS_getrusage,
         libc::SYS_sched_getaffinity,
@@ -121,6 +120,8 @@ pub(super) fn list() -> Lists {
     ]);
     #[allow(clippy::cast_sign_loss, reason = "constants of the kernel's interface")]
     lines.extend([
+        // Limits may be read, not changed.
+        null(libc::SYS_prlimit64, 2)?,
         without_bits(libc::SYS_clone, 0, NAMESPACE_FLAGS)?,
         one_of(
             libc::SYS_prctl,

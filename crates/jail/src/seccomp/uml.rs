@@ -4,7 +4,7 @@
 //! tracer (PTRACE_SYSEMU) before it looks at seccomp filters, and they never run on the host. What
 //! is judged is the UML kernel itself and the stub it maps into its traced children.
 
-use super::{Lists, NAMESPACE_FLAGS, any, not_equal, one_of, without_bits};
+use super::{Lists, NAMESPACE_FLAGS, any, not_equal, null, one_of, without_bits};
 
 pub(super) fn list() -> Lists {
     let mut lines = any(&[
@@ -30,7 +30,6 @@ pub(super) fn list() -> Lists {
         libc::SYS_set_tid_address,
         libc::SYS_set_robust_list,
         libc::SYS_rseq,
-        libc::SYS_prlimit64,
         libc::SYS_getrlimit,
         libc::SYS_sched_yield,
         libc::SYS_sched_getaffinity,
@@ -45,6 +44,7 @@ pub(super) fn list() -> Lists {
         libc::SYS_madvise,
         libc::SYS_fallocate,
         libc::SYS_ftruncate,
+        libc::SYS_fsync,
         libc::SYS_memfd_create,
         // Signals and time.
         libc::SYS_rt_sigaction,
@@ -116,6 +116,8 @@ pub(super) fn list() -> Lists {
     ]);
     #[allow(clippy::cast_sign_loss, reason = "constants of the kernel's interface")]
     lines.extend([
+        // Limits may be read, not changed.
+        null(libc::SYS_prlimit64, 2)?,
         // SIGABRT is how the kernel ends itself after a panic, over and over until it works. As
         // number 1 of a pid namespace it is immune to its own signals, but not to this filter.
         not_equal(libc::SYS_kill, 1, libc::SIGABRT as u64)?,
