@@ -12,19 +12,19 @@
 
 pub mod bundle;
 pub mod id;
-// pub mod image;
+pub mod image;
 // pub mod needs;
 pub mod plan;
 pub mod refuse;
-// pub mod run;
+pub mod run;
 
-// mod beneath;
+mod beneath;
 mod text;
 
 pub use bundle::{Bundle, BundleError};
 pub use plan::{GuestPlan, Share, guest_plan};
 pub use refuse::Refusal;
-// pub use run::{RunError, RunOptions, spec_for_run};
+pub use run::{RunError, RunOptions, spec_for_run};
 
 /// The OCI types this crate speaks in, so that its users need not name the crate they are from.
 pub use oci_spec::runtime as spec;

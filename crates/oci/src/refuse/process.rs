@@ -1,4 +1,4 @@
-//! Refusals about the process: labels, scheduling, seccomp.
+//! Refusals about the process: labels, placement, seccomp.
 
 use oci_spec::runtime::{LinuxSeccompAction, Process, Spec};
 
@@ -48,20 +48,6 @@ pub(super) const RULES: &[Rule] = &[
         },
     },
     Rule {
-        field: "process.scheduler",
-        because: Because::NotBuilt,
-        reason: "scheduling policies are not applied in this version",
-        alternative: "remove it and use linux.resources.cpu",
-        find: |spec| process_has(spec, "process.scheduler", |p| p.scheduler().is_some()),
-    },
-    Rule {
-        field: "process.ioPriority",
-        because: Because::NotBuilt,
-        reason: "I/O priorities are not applied in this version, the container's files are served by the host",
-        alternative: "remove it",
-        find: |spec| process_has(spec, "process.ioPriority", |p| p.io_priority().is_some()),
-    },
-    Rule {
         field: "process.execCPUAffinity",
         because: Because::NotBuilt,
         reason: "the numbers name CPUs of the host, and the container's are the virtual machine's",
@@ -69,17 +55,6 @@ pub(super) const RULES: &[Rule] = &[
         find: |spec| {
             process_has(spec, "process.execCPUAffinity", |p| {
                 p.exec_cpu_affinity().is_some()
-            })
-        },
-    },
-    Rule {
-        field: "linux.personality",
-        because: Because::NotBuilt,
-        reason: "execution domains are not set in this version",
-        alternative: "remove it and start the program through setarch",
-        find: |spec| {
-            linux_has(spec, "linux.personality", |linux| {
-                linux.personality().is_some()
             })
         },
     },

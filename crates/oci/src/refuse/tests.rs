@@ -123,11 +123,6 @@ fn refusals_name_the_exact_field() {
         ("/linux/netDevices", json!({"eth0": {}}), "linux.netDevices"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
         (
-            "/linux/personality",
-            json!({"domain": "LINUX32"}),
-            "linux.personality",
-        ),
-        (
             "/linux/memoryPolicy",
             json!({"mode": "MPOL_BIND"}),
             "linux.memoryPolicy",
@@ -153,16 +148,6 @@ fn refusals_name_the_exact_field() {
             "/process/selinuxLabel",
             json!("system_u:x"),
             "process.selinuxLabel",
-        ),
-        (
-            "/process/scheduler",
-            json!({"policy": "SCHED_IDLE"}),
-            "process.scheduler",
-        ),
-        (
-            "/process/ioPriority",
-            json!({"class": "IOPRIO_CLASS_BE", "priority": 1}),
-            "process.ioPriority",
         ),
         (
             "/process/execCPUAffinity",
@@ -261,6 +246,7 @@ fn refusals_what_engines_write_by_default_passes() {
             json!([{"path": "/dev/pipe", "type": "p"}]),
         ),
         ("/linux/rootfsPropagation", json!("rslave")),
+        ("/process/scheduler", json!({"policy": "SCHED_IDLE"})),
         (
             "/mounts/0",
             json!({"destination": "/d", "type": "tmpfs", "options": ["private"]}),

@@ -1,0 +1,5 @@
+//! Images.
+
+mod config;
+
+pub use config::ImageConfig;
