@@ -1,0 +1,112 @@
+//! What a test runs its containers on.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::product::product;
+
+/// A hypervisor of ours, or a peer runtime that proves the test itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Driver {
+    /// User-Mode Linux.
+    Uml,
+    /// QEMU.
+    Qemu,
+    /// Another OCI runtime with runc's command line: a test of the bundle form that fails on it is
+    /// wrong.
+    Peer(PathBuf),
+}
+
+impl Driver {
+    /// The driver named by a module that [`crate::suite!`] makes, or why tests cannot run on it.
+    ///
+    /// # Errors
+    /// The reason, for the list of skipped tests.
+    ///
+    /// # Panics
+    /// On a name no suite uses.
+    pub fn named(name: &str) -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("needs root".into());
+        }
+        let only = std::env::var("BULKHEAD_TEST_HYPERVISOR").unwrap_or_default();
+        if !only.is_empty() && only != name {
+            return Err(format!("restricted to {only}"));
+        }
+        match name {
+            "uml" => Ok(Self::Uml),
+            "qemu" => qemu(),
+            "peer" => peer(),
+            other => panic!("no driver is called {other}"),
+        }
+    }
+
+    /// The value of `--hypervisor`.
+    ///
+    /// # Panics
+    /// For a peer: such a test must not run on one.
+    #[must_use]
+    pub fn hypervisor(&self) -> &'static str {
+        match self {
+            Self::Uml => "uml",
+            Self::Qemu => "qemu",
+            Self::Peer(path) => panic!("{} has no hypervisor", path.display()),
+        }
+    }
+
+    /// The flavour of its kernels.
+    ///
+    /// # Panics
+    /// For a peer.
+    #[must_use]
+    pub fn flavour(&self) -> &'static str {
+        match self {
+            Self::Uml => "uml",
+            Self::Qemu => "vm",
+            Self::Peer(path) => panic!("{} has no kernels", path.display()),
+        }
+    }
+
+    /// Whether it is a peer.
+    #[must_use]
+    pub fn is_peer(&self) -> bool {
+        matches!(self, Self::Peer(_))
+    }
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(path) => write!(f, "{}", path.display()),
+            own => f.write_str(own.hypervisor()),
+        }
+    }
+}
+
+fn qemu() -> Result<Driver, String> {
+    if in_path("qemu-system-x86_64").is_none() {
+        return Err("qemu-system-x86_64 is not installed".into());
+    }
+    if !product().has_kernel("vm") {
+        return Err("no kernel of flavour vm is built".into());
+    }
+    Ok(Driver::Qemu)
+}
+
+fn peer() -> Result<Driver, String> {
+    let named = std::env::var_os("BULKHEAD_TEST_RUNTIME").map(PathBuf::from);
+    named
+        .or_else(|| in_path("runc"))
+        .map(Driver::Peer)
+        .ok_or_else(|| "runc is not installed".into())
+}
+
+/// Finds a program as a shell would, and where Debian has those for root.
+#[must_use]
+pub fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .chain(["/usr/sbin", "/sbin"])
+        .map(|dir| Path::new(dir).join(program))
+        .find(|candidate| candidate.is_file())
+}

@@ -1,0 +1,15 @@
+//! The parts of the harness, one concept a file.
+
+pub mod bundle;
+pub mod container;
+pub mod driver;
+pub mod inventory;
+pub mod invocation;
+pub mod product;
+pub mod pty;
+pub mod rootfs;
+pub mod run;
+pub mod running;
+pub mod suite;
+pub mod test;
+pub mod wait;
