@@ -7,7 +7,12 @@ use crate::Machine;
 /// full by a long-lived guest, of memory.
 const TRANSLATION_BUFFER_MIB: u32 = 128;
 
-pub(super) fn list(machine: &Machine, memory_mib: u64, accelerator: Accelerator) -> Vec<String> {
+pub(super) fn list(
+    machine: &Machine,
+    memory_mib: u64,
+    accelerator: Accelerator,
+    rate: tsc::Measurement,
+) -> Vec<String> {
     let mut list = Arguments(Vec::new());
     // Option ROMs would only print and wait: the firmware starts a PVH kernel by itself.
     list.add(
@@ -39,7 +44,10 @@ pub(super) fn list(machine: &Machine, memory_mib: u64, accelerator: Accelerator)
     list.add("-L", files::FIRMWARE);
     list.add("-kernel", files::KERNEL);
     list.add("-initrd", files::INITRAMFS);
-    list.add("-append", kernel_words(machine, accelerator).join(" "));
+    list.add(
+        "-append",
+        kernel_words(machine, accelerator, rate).join(" "),
+    );
     // Standard output is the console; standard input never says anything.
     list.add("-chardev", "stdio,id=console,signal=off");
     list.add("-serial", "chardev:console");
@@ -61,7 +69,11 @@ pub(super) fn list(machine: &Machine, memory_mib: u64, accelerator: Accelerator)
     list.0
 }
 
-fn kernel_words(machine: &Machine, accelerator: Accelerator) -> Vec<String> {
+fn kernel_words(
+    machine: &Machine,
+    accelerator: Accelerator,
+    rate: tsc::Measurement,
+) -> Vec<String> {
     let mut words = vec![
         "console=ttyS0".to_owned(),
         // Errors and panics are shown, the story of an ordinary boot is not: each character is an
@@ -79,7 +91,7 @@ fn kernel_words(machine: &Machine, accelerator: Accelerator) -> Vec<String> {
     if accelerator == Accelerator::Tcg {
         // The guest reads the host's time stamp counter and has nothing reliable to measure its
         // rate with: on a busy host it would wait for ever.
-        if let Some(khz) = tsc::khz() {
+        if let Some(khz) = rate.khz() {
             words.push(format!("tsc_early_khz={khz}"));
         }
         words.push("tsc=reliable".to_owned());

@@ -96,6 +96,7 @@ impl Driver for Qemu {
 
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {
         let memory_mib = launch::check(self, machine)?;
+        let rate = tsc::Measurement::begin();
         let files = files::collect(&self.program, machine, self.accelerator)?;
         let config = ExecConfig {
             jail: Jail {
@@ -108,7 +109,7 @@ impl Driver for Qemu {
                 ..Jail::new(&machine.id, machine.uid, machine.gid, Profile::Qemu)
             },
             program: files::QEMU.into(),
-            args: arguments::list(machine, memory_mib, self.accelerator),
+            args: arguments::list(machine, memory_mib, self.accelerator, rate),
             env: files::ENVIRONMENT.map(str::to_owned).to_vec(),
             personality: 0,
         };

@@ -2,7 +2,33 @@
 //!
 //! All sockets arrive open; none can be made, no program executed once QEMU runs.
 
-use super::{Lists, NAMESPACE_FLAGS, any, null, one_of, without_bits};
+use seccompiler::{SeccompCmpArgLen, SeccompCmpOp};
+
+use super::{Line, Lists, NAMESPACE_FLAGS, any, null, one_of, rule, without_bits};
+
+/// Requests of KVM, and questions whether a descriptor is a terminal.
+fn ioctls() -> Result<Line, seccompiler::BackendError> {
+    /// `KVMIO`, the second byte of all requests of KVM.
+    const KVM: u64 = 0xae;
+    let (call, mut rules) = one_of(
+        libc::SYS_ioctl,
+        1,
+        &[
+            libc::TCGETS,
+            libc::TCSETS,
+            libc::TIOCGPGRP,
+            libc::FIONBIO,
+            libc::FIOCLEX,
+        ],
+    )?;
+    rules.push(rule(
+        1,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::MaskedEq(0xff00),
+        KVM << 8,
+    )?);
+    Ok((call, rules))
+}
 
 pub(super) fn list() -> Lists {
     let mut lines = any(&[
@@ -115,23 +141,32 @@ pub(super) fn list() -> Lists {
         libc::SYS_setsockopt,
         libc::SYS_getsockname,
         libc::SYS_getpeername,
-        // Device control: the machine's own /dev/kvm and terminals are all that it has open.
-        libc::SYS_ioctl,
     ]);
     #[allow(clippy::cast_sign_loss, reason = "constants of the kernel's interface")]
     lines.extend([
         // Limits may be read, not changed.
         null(libc::SYS_prlimit64, 2)?,
+        // QEMU's own sandbox, which is not used, asks whether there are filters.
+        null(libc::SYS_seccomp, 2)?,
         without_bits(libc::SYS_clone, 0, NAMESPACE_FLAGS)?,
+        ioctls()?,
         one_of(
             libc::SYS_prctl,
             0,
             &[
                 libc::PR_SET_NAME as u64,
                 libc::PR_SET_TIMERSLACK as u64,
-                libc::PR_SET_DUMPABLE as u64,
+                libc::PR_MCE_KILL as u64,
             ],
         )?,
     ]);
-    Ok((lines, vec![libc::SYS_clone3]))
+    // The C library falls back to clone, whose arguments a filter can read. libnuma, when loaded,
+    // asks for the memory policy, and QEMU for io_uring; both are content with a kernel without.
+    let absent = vec![
+        libc::SYS_clone3,
+        libc::SYS_get_mempolicy,
+        libc::SYS_set_mempolicy,
+        libc::SYS_io_uring_setup,
+    ];
+    Ok((lines, absent))
 }
