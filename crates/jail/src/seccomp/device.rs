@@ -129,7 +129,19 @@ pub(super) fn list() -> Lists {
         null(libc::SYS_prlimit64, 2)?,
         without_bits(libc::SYS_clone, 0, NAMESPACE_FLAGS)?,
         one_of(libc::SYS_unshare, 0, &[libc::CLONE_FS as u64])?,
-        one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64])?,
+        // A thread's name; and what libcap-ng reads, or lowers, when a request is to be served
+        // without CAP_FSETID. None of these gives anything.
+        one_of(
+            libc::SYS_prctl,
+            0,
+            &[
+                libc::PR_SET_NAME as u64,
+                libc::PR_GET_SECUREBITS as u64,
+                libc::PR_CAPBSET_READ as u64,
+                libc::PR_CAPBSET_DROP as u64,
+                libc::PR_CAP_AMBIENT as u64,
+            ],
+        )?,
         one_of(libc::SYS_ioctl, 1, &[libc::FIONBIO, libc::FIONREAD])?,
     ]);
     // The C library falls back to clone, whose arguments a filter can read.
