@@ -5,7 +5,7 @@ pub mod process;
 pub mod session;
 pub mod vsock;
 
-pub use process::{DeviceConfig, DeviceError, FsConfig, VsockConfig, run};
+pub use process::{DeviceConfig, DeviceError, FsConfig, Resources, VsockConfig, run, serve};
 
 /// The part of a device's configuration space that the front end asks for; beyond its end there
 /// are zeros. The result is empty, which the front end takes as a refusal, when more is asked for

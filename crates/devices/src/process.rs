@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_jail::{Jail, JailError};
@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::io::FdFlags;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -99,7 +100,7 @@ pub enum DeviceError {
     Session(#[from] SessionError),
 }
 
-/// What the devices need, open and checked.
+/// What the devices need and cannot get inside the jail.
 #[derive(Debug)]
 pub struct Resources {
     /// The hypervisor connects here for the file system.
@@ -108,8 +109,10 @@ pub struct Resources {
     pub vsock: UnixListener,
     /// The device's end of the control channel.
     pub control: OwnedFd,
-    /// An open `/proc/self/fd`.
+    /// An open `/proc/self/fd`, which turns a name into an open file.
     pub proc_fd: OwnedFd,
+    /// How many descriptors the process may have open.
+    pub fd_limit: u64,
 }
 
 /// The device process from beginning to end: takes over the inherited descriptors, enters the
@@ -122,37 +125,25 @@ pub struct Resources {
 /// # Errors
 /// See [`DeviceError`]. After an error the process must exit: it may be half jailed.
 pub fn run(config: DeviceConfig) -> Result<(), DeviceError> {
-    let inherited = Inherited::adopt(&config)?;
-    // Procfs is out of reach afterwards.
-    let proc_fd = bulkhead_jail::own_descriptors()?;
+    let resources = Resources::inherit(&config, bulkhead_jail::own_descriptors()?)?;
     config.jail.enter()?;
-    let Inherited { fs, vsock, control } = inherited;
-    let resources = Resources {
-        fs,
-        vsock,
-        control,
-        proc_fd,
-    };
-    serve(
-        resources,
-        &config.fs.root,
-        &config.fs.tag,
-        config.vsock.guest_cid,
-    )
+    serve(resources, &config.fs, config.vsock.guest_cid)
 }
 
-/// Serves both devices on two threads, the caller's and one more, without any jail. Returns like
-/// [`run`]. The file system's thread is not waited for: a request may hang in the host's file
-/// system, and the process is about to exit.
+/// Serves both devices on two threads, the caller's and one more, without entering any jail.
+/// Returns like [`run`]. The file system's thread is not waited for: a request may hang in the
+/// host's file system, and the process is about to exit.
 ///
 /// # Errors
 /// See [`DeviceError`].
-pub fn serve(
-    resources: Resources,
-    root: &Path,
-    tag: &str,
-    guest_cid: u64,
-) -> Result<(), DeviceError> {
+pub fn serve(resources: Resources, fs: &FsConfig, guest_cid: u64) -> Result<(), DeviceError> {
+    let Resources {
+        fs: fs_socket,
+        vsock,
+        control,
+        proc_fd,
+        fd_limit,
+    } = resources;
     if !(3..u64::from(u32::MAX)).contains(&guest_cid) {
         return Err(DeviceError::GuestCid { cid: guest_cid });
     }
@@ -160,17 +151,16 @@ pub fn serve(
     let stop = Arc::new(
         EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(setup("make an event descriptor"))?,
     );
-    let own_proc_fd = resources
-        .proc_fd
+    let own_proc_fd = proc_fd
         .try_clone()
         .map_err(setup("duplicate the descriptor of /proc/self/fd"))?;
 
-    let fs = Fs::new(passthrough(root, resources.proc_fd)?, tag)?;
-    let mut fs = Session::new(resources.fs, fs, &*stop)?;
-    let control = DeviceChannel::new(resources.control);
+    let fs = Fs::new(passthrough(&fs.root, proc_fd, fd_limit)?, &fs.tag)?;
+    let mut fs = Session::new(fs_socket, fs, &*stop)?;
+    let control = DeviceChannel::new(control);
     let mux = Mux::new(guest_cid, control, Some(own_proc_fd))
         .map_err(setup("make the event descriptors of the vsock device"))?;
-    let mut vsock = Session::new(resources.vsock, Vsock::new(guest_cid, mux), &*stop)?;
+    let mut vsock = Session::new(vsock, Vsock::new(guest_cid, mux), &*stop)?;
 
     let failure = Arc::new(Mutex::new(None));
     let (their_stop, their_failure) = (Arc::clone(&stop), Arc::clone(&failure));
@@ -205,14 +195,16 @@ pub fn serve(
     }
 }
 
-struct Inherited {
-    fs: UnixListener,
-    vsock: UnixListener,
-    control: OwnedFd,
-}
-
-impl Inherited {
-    fn adopt(config: &DeviceConfig) -> Result<Self, DeviceError> {
+impl Resources {
+    /// Takes over the sockets whose numbers `config` names, makes sure that they are what it says,
+    /// and keeps them from programs this process might execute. Raises the limit of open files to
+    /// what the process may have: each file the guest knows takes one.
+    ///
+    /// To be called once: the numbers name descriptors that nothing else in the process owns.
+    ///
+    /// # Errors
+    /// [`DeviceError::Descriptor`].
+    pub fn inherit(config: &DeviceConfig, proc_fd: OwnedFd) -> Result<Self, DeviceError> {
         let numbers = [
             config.fs.listener_fd,
             config.vsock.listener_fd,
@@ -249,8 +241,21 @@ impl Inherited {
                         && socket_type(socket)? == SocketType::SEQPACKET)
                 },
             )?,
+            proc_fd,
+            fd_limit: raise_fd_limit(),
         })
     }
+}
+
+/// Raises the soft limit of open files to the hard one; returns what it is then.
+fn raise_fd_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let limit = setrlimit(Resource::Nofile, raised).map_or(limit, |()| raised);
+    limit.current.unwrap_or(u64::MAX)
 }
 
 /// Takes over the descriptor `fd` if it is what `is_right` wants.

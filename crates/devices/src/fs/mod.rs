@@ -10,7 +10,6 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Resource, getrlimit};
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, PassthroughFs};
 
 pub use device::Fs;
@@ -49,18 +48,18 @@ pub enum FsError {
 }
 
 /// Opens `root` for sharing. `proc_fd` is an open `/proc/self/fd`, which the passthrough needs to
-/// turn a name into an open file and which a jail does not have.
+/// turn a name into an open file and which a jail does not have; `fd_limit` is the number of
+/// descriptors the process may have.
 ///
 /// # Errors
 /// [`FsError`].
-pub fn passthrough(root: &Path, proc_fd: OwnedFd) -> Result<PassthroughFs, FsError> {
+pub fn passthrough(root: &Path, proc_fd: OwnedFd, fd_limit: u64) -> Result<PassthroughFs, FsError> {
     let root_dir = root
         .to_str()
         .ok_or_else(|| FsError::Path {
             path: root.to_owned(),
         })?
         .to_owned();
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let config = Config {
         entry_timeout: VALIDITY,
         attr_timeout: VALIDITY,
@@ -77,7 +76,7 @@ pub fn passthrough(root: &Path, proc_fd: OwnedFd) -> Result<PassthroughFs, FsErr
         readdirplus: true,
         // Else every write is followed by a question for the file's capabilities.
         killpriv_v2: true,
-        guest_fd_limit: limit.saturating_sub(RESERVED_FDS).max(limit / 2),
+        guest_fd_limit: fd_limit.saturating_sub(RESERVED_FDS).max(fd_limit / 2),
         ..Config::default()
     };
     PassthroughFs::new(config).map_err(|source| FsError::Passthrough {
