@@ -617,11 +617,16 @@ fn parse_token(token: u64) -> Option<(usize, u32, Direction)> {
 /// `CLOCK_MONOTONIC` in nanoseconds. By the C library, which found the vdso when it was loaded;
 /// rustix would look for it now, with a system call that the jail forbids.
 fn now() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is ours and may be written. The call cannot fail for this clock; if it did,
     // the time would be zero.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds)
 }
