@@ -31,6 +31,8 @@ mod input;
 mod output;
 mod splice;
 mod terminal;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::io;
