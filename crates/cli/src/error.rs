@@ -1,7 +1,6 @@
 //! What a command answers when it cannot do what it was asked, and the exit code of that.
 
 use std::io;
-use std::path::PathBuf;
 
 use bulkhead_agent_api::StartFailure;
 use bulkhead_sandbox::claim::ClaimError;
@@ -31,12 +30,12 @@ pub enum CommandError {
     /// The options of `run` do not make a container.
     #[error(transparent)]
     Run(#[from] bulkhead_oci::RunError),
+    /// The text of an option cannot be understood.
+    #[error(transparent)]
+    Option(#[from] bulkhead_oci::run::OptionError),
     /// The bundle cannot be used.
     #[error(transparent)]
     Bundle(#[from] bulkhead_oci::BundleError),
-    /// The image cannot be used.
-    #[error(transparent)]
-    Image(#[from] bulkhead_oci::image::ImageError),
     /// Installed kernels.
     #[error(transparent)]
     Kernel(#[from] bulkhead_kernels::KernelsError),
@@ -73,14 +72,6 @@ pub enum CommandError {
     /// Arguments that do not fit together.
     #[error("{0}")]
     Usage(String),
-    /// A file asked for does not exist.
-    #[error("{what} {path} does not exist")]
-    Missing {
-        /// What it is.
-        what: &'static str,
-        /// Where it should be.
-        path: PathBuf,
-    },
     /// What is asked for cannot be done in this state.
     #[error("Cannot {verb} container {id}: it is {state}{hint}")]
     WrongState {

@@ -1,14 +1,15 @@
 //! `bulkhead exec [OPTIONS] ID COMMAND…`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use bulkhead_oci::Bundle;
+use bulkhead_oci::run::{CapabilityOption, identify};
 use bulkhead_sandbox::id::Id;
 use bulkhead_sandbox::paths::Paths;
 use bulkhead_sandbox::state::State;
 use containerd_shim_protos::api::{DeleteRequest, ExecProcessRequest};
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, User};
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 use ttrpc::context::Context;
@@ -173,18 +174,58 @@ fn process(args: &Args, state: &State) -> Result<Process, CommandError> {
         process.set_no_new_privileges(Some(true));
     }
     if let Some(user) = &args.user {
-        process.set_user(bulkhead_oci::run::resolve_user(&state.rootfs, user)?);
+        process.set_user(user_of(&state.rootfs, user)?);
     }
     if !args.additional_gids.is_empty() {
         let mut user = process.user().clone();
-        user.set_additional_gids(Some(args.additional_gids.clone()));
+        let mut groups = user.additional_gids().clone().unwrap_or_default();
+        groups.extend(&args.additional_gids);
+        user.set_additional_gids(Some(groups));
         process.set_user(user);
     }
     if !args.cap.is_empty() {
-        process.set_capabilities(Some(bulkhead_oci::run::add_capabilities(
-            process.capabilities().as_ref(),
-            &args.cap,
-        )?));
+        let mut sets = process.capabilities().clone().unwrap_or_default();
+        add_capabilities(&mut sets, &args.cap)?;
+        process.set_capabilities(Some(sets));
     }
     Ok(process)
+}
+
+fn user_of(rootfs: &Path, text: &str) -> Result<User, CommandError> {
+    let identity = identify(rootfs, text)?;
+    let mut user = User::default();
+    user.set_uid(identity.uid);
+    user.set_gid(identity.gid);
+    user.set_additional_gids(Some(identity.groups));
+    Ok(user)
+}
+
+/// As runc: into the bounding, effective and permitted set.
+fn add_capabilities(sets: &mut LinuxCapabilities, names: &[String]) -> Result<(), CommandError> {
+    let mut added = Capabilities::new();
+    for name in names {
+        match name.parse::<CapabilityOption>()? {
+            CapabilityOption::One(capability) => {
+                added.insert(capability);
+            }
+            CapabilityOption::All => {
+                return Err(CommandError::Usage(
+                    "--cap takes the name of one capability".into(),
+                ));
+            }
+        }
+    }
+    let with = |set: &Option<Capabilities>| {
+        let set = set.clone().unwrap_or_default();
+        Some(set.union(&added).copied().collect())
+    };
+    let (bounding, effective, permitted) = (
+        with(sets.bounding()),
+        with(sets.effective()),
+        with(sets.permitted()),
+    );
+    sets.set_bounding(bounding);
+    sets.set_effective(effective);
+    sets.set_permitted(permitted);
+    Ok(())
 }

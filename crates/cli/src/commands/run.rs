@@ -35,7 +35,7 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode, CommandError> {
     let paths = Paths::new(&globals.root, &id);
     // A record of an earlier container of that name would only mislead.
     let _ = std::fs::remove_file(paths.failure());
-    let prepared = form.prepare(&args)?;
+    let prepared = form.prepare(&id, &args)?;
     let lock = claim::claim(&paths)?;
     let result = prepared
         .write_bundle(&paths)

@@ -1,12 +1,16 @@
 //! The options of `run`, and which of its two forms they make.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use bulkhead_oci::image::{self, Unpacked};
+use bulkhead_oci::image::ImageConfig;
+use bulkhead_oci::run::{
+    CapabilityOption, Security, parse_annotation, parse_cpus, parse_pids_limit, parse_size,
+    parse_tmpfs, parse_volume, resolve_env,
+};
 use bulkhead_oci::{Bundle, RunOptions, spec_for_run};
 use bulkhead_sandbox::id::Id;
-use bulkhead_sandbox::paths::{DATA_DIR, Paths};
+use bulkhead_sandbox::paths::Paths;
 use oci_spec::runtime::Spec;
 
 use crate::error::CommandError;
@@ -66,7 +70,7 @@ pub struct Args {
     cpus: Option<String>,
     /// Limit of processes and threads.
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
-    pids_limit: Option<i64>,
+    pids_limit: Option<String>,
     /// Add a capability, or ALL.
     #[arg(long, value_name = "CAP")]
     cap_add: Vec<String>,
@@ -222,7 +226,7 @@ impl Form {
     ///
     /// # Errors
     /// Whatever is wrong with options, image or bundle.
-    pub fn prepare(&self, args: &Args) -> Result<Prepared, CommandError> {
+    pub fn prepare(&self, id: &Id, args: &Args) -> Result<Prepared, CommandError> {
         match self {
             Self::Bundle { dir, .. } => {
                 let bundle = Bundle::load(dir)?;
@@ -240,7 +244,7 @@ impl Form {
             }
             Self::Container { .. } => {
                 let unpacked = args.image.as_deref().map(unpack).transpose()?;
-                let options = run_options(args, unpacked.as_ref())?;
+                let options = run_options(id, args, unpacked.as_ref())?;
                 let config = unpacked.as_ref().map(|image| &image.config);
                 Ok(Prepared {
                     spec: Some(spec_for_run(&options, config)?),
@@ -275,37 +279,68 @@ impl Prepared {
     }
 }
 
-fn unpack(reference: &str) -> Result<Unpacked, CommandError> {
-    Ok(image::unpack(
-        reference,
-        &Path::new(DATA_DIR).join("images"),
-    )?)
+struct Unpacked {
+    rootfs: PathBuf,
+    config: ImageConfig,
 }
 
-fn run_options(args: &Args, image: Option<&Unpacked>) -> Result<RunOptions, CommandError> {
+fn unpack(_reference: &str) -> Result<Unpacked, CommandError> {
+    Err(CommandError::Usage(
+        "Images cannot be run yet: unpack it and use --rootfs".into(),
+    ))
+}
+
+fn run_options(id: &Id, args: &Args, image: Option<&Unpacked>) -> Result<RunOptions, CommandError> {
     let rootfs = match (image, &args.rootfs) {
         (Some(image), _) => image.rootfs.clone(),
         (None, Some(rootfs)) => std::path::absolute(rootfs).unwrap_or_else(|_| rootfs.clone()),
         (None, None) => return Err(CommandError::Usage("Give --rootfs or --image".into())),
     };
+    let here = std::env::current_dir().map_err(CommandError::io("find the current directory"))?;
     Ok(RunOptions {
+        id: id.to_string(),
         rootfs,
-        command: args.command.clone(),
-        env: args.env.clone(),
+        args: args.command.clone(),
+        entrypoint: None,
+        terminal: args.tty,
+        env: resolve_env(&args.env, |name| std::env::var(name).ok())?,
         workdir: args.workdir.clone(),
         user: args.user.clone(),
-        volumes: args.volume.clone(),
-        tmpfs: args.tmpfs.clone(),
+        volumes: args
+            .volume
+            .iter()
+            .map(|text| parse_volume(text, &here, false))
+            .collect::<Result<_, _>>()?,
+        tmpfs: args
+            .tmpfs
+            .iter()
+            .map(|text| parse_tmpfs(text))
+            .collect::<Result<_, _>>()?,
         read_only: args.read_only,
         hostname: args.hostname.clone(),
-        memory: args.memory.clone(),
-        cpus: args.cpus.clone(),
-        pids_limit: args.pids_limit,
-        cap_add: args.cap_add.clone(),
-        cap_drop: args.cap_drop.clone(),
-        security_opt: args.security_opt.clone(),
-        annotations: args.annotation.clone(),
-        terminal: args.tty,
-        ..RunOptions::default()
+        memory_bytes: args.memory.as_deref().map(parse_size).transpose()?,
+        cpus: args.cpus.as_deref().map(parse_cpus).transpose()?,
+        pids_limit: args
+            .pids_limit
+            .as_deref()
+            .map(parse_pids_limit)
+            .transpose()?
+            .flatten(),
+        cap_add: capabilities(&args.cap_add)?,
+        cap_drop: capabilities(&args.cap_drop)?,
+        security: Security::parse(&args.security_opt)?,
+        annotations: args
+            .annotation
+            .iter()
+            .map(|text| parse_annotation(text))
+            .collect::<Result<_, _>>()?,
+        // No guest kernel of ours runs 32-bit programs.
+        compat_32_bit: false,
     })
+}
+
+fn capabilities(names: &[String]) -> Result<Vec<CapabilityOption>, CommandError> {
+    // Docker takes several in one option, parted by commas.
+    let names = names.iter().flat_map(|names| names.split(','));
+    Ok(names.map(str::parse).collect::<Result<_, _>>()?)
 }
