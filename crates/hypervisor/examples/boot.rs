@@ -1,6 +1,6 @@
 //! Boots a kernel in its jail and shows its console and the times: for experiments.
 //!
-//! `boot (uml|qemu) KERNEL INITRAMFS [WORD…]`, as root. Memory is 128 MiB unless `MIB` says else.
+//! `boot (uml|qemu) KERNEL INITRAMFS [WORD…]`, as root. The first line is the process id. Memory is 128 MiB unless `MIB` says else.
 
 #![allow(clippy::expect_used, reason = "a tool for developers")]
 
@@ -58,7 +58,7 @@ fn main() {
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("console pipe");
     let bulkhead = std::env::current_exe()
         .expect("own path")
-        .with_file_name("jailed");
+        .with_file_name("jailed_hat");
     let vm = choice.driver.launch(
         &machine,
         LaunchIo {
@@ -68,6 +68,7 @@ fn main() {
     );
     let vm = vm.expect("launch");
     let launched = began.elapsed();
+    println!("{}", vm.pid);
     let mut console = std::fs::File::from(read);
     let (mut text, mut up) = (Vec::new(), None);
     let mut buffer = [0; 4096];
@@ -79,9 +80,6 @@ fn main() {
         text.extend_from_slice(&buffer[..length]);
         if up.is_none() && String::from_utf8_lossy(&text).contains("guest is up") {
             up = Some(began.elapsed());
-            if std::env::var_os("PAUSE").is_some() {
-                eprintln!("pid {}", vm.pid);
-            }
         }
     }
     let status = rustix::process::waitid(WaitId::PidFd(vm.pidfd.as_fd()), WaitIdOptions::EXITED)

@@ -1,4 +1,4 @@
-//! Starting `examples/jailed.rs` and looking at it from outside.
+//! Starting `examples/jail_subject.rs` and looking at it from outside.
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::expect_used, reason = "test code")]
 use std::ffi::CString;
@@ -18,7 +18,7 @@ pub fn jailed() -> PathBuf {
     test.ancestors()
         .nth(2)
         .expect("target directory")
-        .join("examples/jailed")
+        .join("examples/jail_subject")
 }
 
 pub struct Running {

@@ -1,5 +1,5 @@
-//! What the tests of this crate put into jails. `jailed exec CONFIG` executes a program as the
-//! `bulkhead jailed` hat does; `jailed act JAIL ACTION` enters and does one thing itself.
+//! What the tests of this crate put into jails. `jail_subject exec CONFIG` executes a program as the
+//! `bulkhead jailed` hat does; `jail_subject act JAIL ACTION` enters and does one thing itself.
 
 #![allow(clippy::expect_used, reason = "test code")]
 
@@ -28,7 +28,7 @@ fn main() {
             act(action, descriptors);
         }
         [_, "parent", jail] => parent(jail),
-        _ => panic!("usage: jailed exec CONFIG | act JAIL ACTION | parent JAIL"),
+        _ => panic!("usage: jail_subject exec CONFIG | act JAIL ACTION | parent JAIL"),
     }
 }
 

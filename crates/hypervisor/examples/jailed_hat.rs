@@ -3,7 +3,7 @@
 fn main() {
     let mut args = std::env::args().skip(1);
     let (Some(hat), Some(json), None) = (args.next(), args.next(), args.next()) else {
-        panic!("usage: jailed jailed CONFIG");
+        panic!("usage: jailed_hat jailed CONFIG");
     };
     assert_eq!(hat, "jailed");
     let config = match serde_json::from_str(&json) {
