@@ -16,7 +16,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::fs::{Fs, FsError, passthrough};
+use crate::fs::{Fs, FsError, share};
 use crate::session::{End, Session, SessionError};
 use crate::vsock::Vsock;
 use crate::vsock::control::DeviceChannel;
@@ -25,6 +25,9 @@ use crate::vsock::mux::Mux;
 /// Stack of the file system's thread, in bytes. Requests are served one after the other, and the
 /// deepest path is a directory listing.
 const STACK: usize = 256 * 1024;
+
+/// A limit of open files that no guest reaches; at most the kernel's `fs.nr_open`.
+const MANY_FDS: u64 = 1_000_000;
 
 /// What `bulkhead device` is started with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -155,7 +158,7 @@ pub fn serve(resources: Resources, fs: &FsConfig, guest_cid: u64) -> Result<(), 
         .try_clone()
         .map_err(setup("duplicate the descriptor of /proc/self/fd"))?;
 
-    let fs = Fs::new(passthrough(&fs.root, proc_fd, fd_limit)?, &fs.tag)?;
+    let fs = Fs::new(share(&fs.root, proc_fd, fd_limit)?, &fs.tag)?;
     let mut fs = Session::new(fs_socket, fs, &*stop)?;
     let control = DeviceChannel::new(control);
     let mux = Mux::new(guest_cid, control, Some(own_proc_fd))
@@ -247,9 +250,19 @@ impl Resources {
     }
 }
 
-/// Raises the soft limit of open files to the hard one; returns what it is then.
+/// Raises the limit of open files as far as possible; returns what it is then.
 fn raise_fd_limit() -> u64 {
+    // With the power to do so (before the jail takes it), beyond the hard limit.
+    let plenty = Rlimit {
+        current: Some(MANY_FDS),
+        maximum: Some(MANY_FDS),
+    };
     let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|hard| hard < MANY_FDS)
+        && setrlimit(Resource::Nofile, plenty).is_ok()
+    {
+        return MANY_FDS;
+    }
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,

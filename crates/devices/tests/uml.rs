@@ -1,6 +1,7 @@
 //! Both devices in front of a real kernel in User-Mode Linux.
 //!
 //! Needs root and `BULKHEAD_TEST_UML=<kernel>`; says so and passes otherwise.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
 
 mod common;
 #[path = "common/scenarios.rs"]

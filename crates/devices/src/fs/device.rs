@@ -11,12 +11,11 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{DescriptorChain, Error as QueueError, QueueOwnedT, QueueT};
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::filesystem::FileSystem;
-use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::server::Server;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
-use super::FsError;
+use super::{FsError, Tree};
 use crate::config_space;
 use crate::session::{AtomicMemory, Device, Memory, Vring};
 use crate::vsock::guest::Segments;
@@ -32,7 +31,7 @@ const OUT_HEADER: u32 = 16;
 
 /// A virtio-fs device.
 pub struct Fs {
-    server: Server<PassthroughFs>,
+    server: Server<Tree>,
     space: [u8; TAG_LEN + 4],
     memory: Option<AtomicMemory>,
     warned: bool,
@@ -47,11 +46,11 @@ impl std::fmt::Debug for Fs {
 }
 
 impl Fs {
-    /// A device that offers `fs` to the guest under `tag`.
+    /// A device that offers `tree` to the guest under `tag`.
     ///
     /// # Errors
     /// [`FsError::Tag`].
-    pub fn new(fs: PassthroughFs, tag: &str) -> Result<Self, FsError> {
+    pub fn new(tree: Tree, tag: &str) -> Result<Self, FsError> {
         let bytes = tag.as_bytes();
         if bytes.is_empty() || bytes.len() > TAG_LEN || bytes.contains(&0) {
             return Err(FsError::Tag {
@@ -69,7 +68,7 @@ impl Fs {
             *to = *from;
         }
         Ok(Self {
-            server: Server::new(fs),
+            server: Server::new(tree),
             space,
             memory: None,
             warned: false,

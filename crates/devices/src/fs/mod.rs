@@ -4,6 +4,7 @@
 //! cannot name anything else even if every check of the passthrough failed.
 
 mod device;
+mod tree;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, PassthroughFs};
 
 pub use device::Fs;
+pub use tree::Tree;
 
 /// How long the guest may use names and attributes without asking again. The host may change what
 /// is shared at any time; a guest that runs a program touches the same few files within moments.
@@ -53,7 +55,7 @@ pub enum FsError {
 ///
 /// # Errors
 /// [`FsError`].
-pub fn passthrough(root: &Path, proc_fd: OwnedFd, fd_limit: u64) -> Result<PassthroughFs, FsError> {
+pub fn share(root: &Path, proc_fd: OwnedFd, fd_limit: u64) -> Result<Tree, FsError> {
     let root_dir = root
         .to_str()
         .ok_or_else(|| FsError::Path {
@@ -79,8 +81,10 @@ pub fn passthrough(root: &Path, proc_fd: OwnedFd, fd_limit: u64) -> Result<Passt
         guest_fd_limit: fd_limit.saturating_sub(RESERVED_FDS).max(fd_limit / 2),
         ..Config::default()
     };
-    PassthroughFs::new(config).map_err(|source| FsError::Passthrough {
-        path: root.to_owned(),
-        source,
-    })
+    PassthroughFs::new(config)
+        .map(Tree::new)
+        .map_err(|source| FsError::Passthrough {
+            path: root.to_owned(),
+            source,
+        })
 }

@@ -1,3 +1,4 @@
+#![allow(dead_code, reason = "each test program uses its part")]
 //! A guest with both devices: the device process, a hypervisor, and a line-by-line conversation
 //! with a small init program over vsock.
 
@@ -10,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_devices::vsock::control::{Event, HostChannel, Request, pair};
 use bulkhead_devices::{DeviceConfig, FsConfig, VsockConfig};
@@ -56,6 +57,8 @@ pub struct Machine {
     answers: BufReader<UnixStream>,
     orders: UnixStream,
     pub dir: TempDir,
+    /// From before the device process was started to its first event.
+    pub ready_after: Duration,
 }
 
 impl Machine {
@@ -72,7 +75,10 @@ impl Machine {
             UnixListener::bind(&vsock).unwrap().into(),
             device_end,
         ];
+        let start = Instant::now();
         let (pid, pidfd) = start_device(&share, sockets);
+        assert_eq!(next_event(&control), Event::Ready);
+        let ready_after = start.elapsed();
         let (ours, theirs) = UnixStream::pair().unwrap();
         expect_socket(&control, 1024, theirs);
         let hypervisor = launch(hypervisor, dir.path(), &fs, &vsock);
@@ -85,8 +91,8 @@ impl Machine {
             answers: BufReader::new(ours.try_clone().unwrap()),
             orders: ours,
             dir,
+            ready_after,
         };
-        assert_eq!(machine.event(), Event::Ready);
         assert!(matches!(
             machine.event(),
             Event::Connected { port: 1024, .. }
@@ -115,21 +121,7 @@ impl Machine {
 
     /// Waits for the next event of the vsock device.
     pub fn event(&self) -> Event {
-        loop {
-            if let Some(event) = self.control.try_recv().unwrap() {
-                return event;
-            }
-            let timeout = Timespec {
-                tv_sec: 120,
-                tv_nsec: 0,
-            };
-            let mut readable = [PollFd::new(&self.control, PollFlags::IN)];
-            assert_ne!(
-                poll(&mut readable, Some(&timeout)).unwrap(),
-                0,
-                "no event came"
-            );
-        }
+        next_event(&self.control)
     }
 
     /// Has the device serve `port` with a socket, and returns its other end.
@@ -192,6 +184,24 @@ impl Drop for Machine {
     }
 }
 
+fn next_event(control: &HostChannel) -> Event {
+    loop {
+        if let Some(event) = control.try_recv().unwrap() {
+            return event;
+        }
+        let timeout = Timespec {
+            tv_sec: 120,
+            tv_nsec: 0,
+        };
+        let mut readable = [PollFd::new(control, PollFlags::IN)];
+        assert_ne!(
+            poll(&mut readable, Some(&timeout)).unwrap(),
+            0,
+            "no event came"
+        );
+    }
+}
+
 pub fn expect_socket(control: &HostChannel, port: u32, socket: UnixStream) {
     let request = Request::Expect {
         port,
@@ -206,13 +216,21 @@ pub fn expect_socket(control: &HostChannel, port: u32, socket: UnixStream) {
 
 /// The program next to the tests that is the device process and nothing else.
 fn device_program() -> PathBuf {
+    if let Some(path) = std::env::var_os("BULKHEAD_TEST_DEVICE") {
+        return path.into();
+    }
     let tests = std::env::current_exe().unwrap();
-    tests
+    let program = tests
         .parent()
         .unwrap()
         .parent()
         .unwrap()
-        .join("examples/device")
+        .join("examples/device");
+    assert!(
+        program.exists(),
+        "run `cargo build -p bulkhead-devices --examples` first"
+    );
+    program
 }
 
 fn start_device(share: &Path, sockets: [OwnedFd; 3]) -> (u32, OwnedFd) {
@@ -228,6 +246,9 @@ fn start_device(share: &Path, sockets: [OwnedFd; 3]) -> (u32, OwnedFd) {
         Setgid,
         Setuid,
     ];
+    if std::env::var_os("BULKHEAD_TEST_ONE_CPU").is_some() {
+        jail.cpus = vec![0];
+    }
     jail.root = Root {
         tmpfs_bytes: 0,
         exec: false,
@@ -306,6 +327,7 @@ fn start_bare_device(share: &Path, sockets: [OwnedFd; 3]) -> (u32, OwnedFd) {
             Ok(())
         });
     }
+    #[allow(clippy::zombie_processes, reason = "waited for by its pidfd")]
     let child = command.spawn().unwrap();
     drop(sockets);
     let pid = rustix::process::Pid::from_child(&child);
@@ -439,12 +461,12 @@ fn entry(archive: &mut File, name: &str, mode: u32, device: (u32, u32), data: &[
         0,
         1,
         0,
-        data.len() as u32,
+        u32::try_from(data.len()).unwrap(),
         0,
         0,
         device.0,
         device.1,
-        name.len() as u32 + 1,
+        u32::try_from(name.len() + 1).unwrap(),
         0,
     ];
     let mut bytes = b"070701".to_vec();

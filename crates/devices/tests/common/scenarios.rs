@@ -1,6 +1,7 @@
 //! What is done with a guest, whatever hypervisor runs it.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -24,6 +25,11 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
+}
+
+fn pipe() -> (File, File) {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    (reader.into(), writer.into())
 }
 
 fn connected(event: &Event, port: u32) -> bool {
@@ -237,7 +243,7 @@ pub fn streams_two_hundred_at_once_keep_their_bytes_apart(mut machine: Machine) 
 pub fn output_of_a_dead_guest_is_delivered(mut machine: Machine) {
     // More than a pipe holds, less than the pipe and the device's buffer do.
     const SENT: usize = 200_000;
-    let (mut output, writer) = std::io::pipe().unwrap();
+    let (mut output, writer) = pipe();
     let request = Request::Expect {
         port: 2000,
         reader: false,
@@ -256,7 +262,7 @@ pub fn output_of_a_dead_guest_is_delivered(mut machine: Machine) {
 }
 
 pub fn pipe_ends_at_the_guest_when_the_host_closes_it(mut machine: Machine) {
-    let (reader, mut input) = std::io::pipe().unwrap();
+    let (reader, mut input) = pipe();
     let request = Request::Expect {
         port: 2000,
         reader: true,

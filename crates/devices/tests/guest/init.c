@@ -265,6 +265,19 @@ static void command(FILE *out, char *line)
 			close(fd);
 		}
 		fprintf(out, "ns %ld\n", (long)((now() - start) / x));
+	} else if (!strcmp(name, "walk")) {
+		int64_t start = now();
+
+		for (int i = 0; i < x; i++) {
+			int fd;
+
+			snprintf(line, 300, "%s%d", a, i);
+			fd = open(line, O_RDONLY);
+			if (fd < 0 || read(fd, buffer, 4096) < 0)
+				break;
+			close(fd);
+		}
+		fprintf(out, "ns %ld\n", (long)((now() - start) / x));
 	} else if (!strcmp(name, "stats")) {
 		struct stat st;
 		int64_t start = now();
