@@ -39,12 +39,16 @@ impl Capabilities {
                 .map(|capability| 1_u64 << number(*capability))
                 .fold(0, |a, b| a | b)
         };
+        let (inheritable, permitted) = (mask(spec.inheritable()), mask(spec.permitted()));
         Self {
             bounding: mask(spec.bounding()),
             effective: mask(spec.effective()),
-            inheritable: mask(spec.inheritable()),
-            permitted: mask(spec.permitted()),
-            ambient: mask(spec.ambient()),
+            inheritable,
+            permitted,
+            // A capability can only be ambient while it is inheritable and permitted,
+            // capabilities(7). `runc spec` itself writes configurations that ask for more, and
+            // runc runs them with what is possible.
+            ambient: mask(spec.ambient()) & inheritable & permitted,
         }
     }
 
