@@ -26,6 +26,9 @@ use crate::vm::Vm;
 /// What a client sees when the container's end is not its own.
 const VM_DIED: u32 = 255;
 
+/// 128 + SIGKILL: the container was ended with its machine, on request.
+const KILLED: u32 = 137;
+
 /// How long the agent may take to put a container away before the machine is killed.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -738,16 +741,19 @@ impl Sandbox {
         if let Ok((vm, _)) = self.machine().await {
             self.tear_down(&vm).await;
         }
+        let killed = Exit {
+            code: KILLED,
+            at_ns: epoch_ns(),
+            oom_killed: false,
+        };
         self.update_or_log(|state| {
             state.status = Status::Stopped;
-            if state.exit.is_none() {
-                state.exit = Some(Exit {
-                    code: 137,
-                    at_ns: epoch_ns(),
-                    oom_killed: false,
-                });
-            }
+            state.exit.get_or_insert(killed.clone());
         });
+        let processes: Vec<_> = lock(&self.processes).values().cloned().collect();
+        processes
+            .iter()
+            .for_each(|process| process.ended(killed.clone()));
         if self.request.auto_remove {
             sweep::remove(&self.paths);
         }

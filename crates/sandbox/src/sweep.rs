@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::claim;
-use crate::failure::Failure;
+use crate::failure::{Failure, Record};
 use crate::id::Id;
 use crate::paths::Paths;
 use crate::state::{Exit, ProcessRef, State, StateError, Status};
@@ -89,6 +89,7 @@ fn bury(paths: &Paths, mut state: State) -> Found {
             fix: "If nobody did it on purpose: `dmesg` tells of the host's out-of-memory killer"
                 .into(),
         });
+        keep_record(paths, &state);
         if state.auto_remove {
             remove(paths);
             return Found::Removed;
@@ -101,6 +102,23 @@ fn bury(paths: &Paths, mut state: State) -> Found {
         tracing::warn!("{}", crate::error::chain(&error));
     }
     Found::State(Box::new(state))
+}
+
+/// Lets `bulkhead why` tell of it even when the container itself is removed.
+fn keep_record(paths: &Paths, state: &State) {
+    let Some(failure) = state.failure.clone() else {
+        return;
+    };
+    let record = Record {
+        id: state.id.clone(),
+        failure,
+        hypervisor: state.hypervisor.clone(),
+        kernel: state.kernel.clone(),
+        timeline: state.timeline.clone(),
+    };
+    if let Err(error) = record.save(paths) {
+        tracing::warn!("Failed to keep the record of the failure: {error}");
+    }
 }
 
 /// Kills a process of a dead sandbox, if it is still that one, and waits until it is gone.

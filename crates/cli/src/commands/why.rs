@@ -87,7 +87,7 @@ fn tell(state: &State) -> String {
 }
 
 fn tell_record(record: &Record) -> String {
-    let mut out = format!("container  {} (its start failed)\n", record.id);
+    let mut out = format!("container  {} (removed after a failure)\n", record.id);
     out.push_str(&tell_failure(&record.failure));
     out.push_str(&tell_timeline(&record.timeline));
     out
