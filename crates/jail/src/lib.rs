@@ -168,7 +168,9 @@ pub enum Entry {
         /// Whether executable mappings are allowed.
         exec: bool,
     },
-    /// A device node of the host, usable within its own permission bits.
+    /// A node for a device of the host, of the jail's own: its user may read and write it,
+    /// whatever the permissions of the host's node. The directory of a node is a small read-only
+    /// file system, mounted for the first node in it.
     Device {
         /// Path on the host.
         source: PathBuf,

@@ -3,11 +3,12 @@
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount,
+    open_tree,
 };
 
 use crate::JailError;
@@ -80,6 +81,20 @@ pub(crate) fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
     )
 }
 
+/// Keeps what is mounted from now on in this namespace.
+pub(crate) fn private() -> Result<(), Errno> {
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+}
+
+/// Attaches a detached mount on top of the root. Lookups of absolute paths still start beneath it.
+pub(crate) fn attach_over_root(mount: impl AsFd) -> Result<(), Errno> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    attach(mount, root)
+}
+
 /// The directory of this process's open descriptors (`/proc/self/fd`), for a jailed process that
 /// needs to reopen what it has open and has no `/proc`.
 ///
@@ -103,10 +118,14 @@ pub fn own_descriptors() -> Result<OwnedFd, JailError> {
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let proc = filesystem("proc", &[("subset", "pid")], attributes)
         .map_err(error("mount a procfs for"))?;
-    open_tree(
-        proc.as_fd(),
-        "self/fd",
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-    )
-    .map_err(error("detach"))
+    // Only what is attached can be cloned by kernels before 6.15, so attach it for a moment: on
+    // top of the root, where no lookup that starts at the root comes across it.
+    private().map_err(error("make mounts private for"))?;
+    attach_over_root(proc.as_fd()).map_err(error("attach a procfs for"))?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let descriptors = open_tree(proc.as_fd(), "self/fd", flags).map_err(error("clone"))?;
+    rustix::process::fchdir(proc.as_fd()).map_err(error("change to the procfs of"))?;
+    rustix::mount::unmount(c".", UnmountFlags::DETACH).map_err(error("detach the procfs of"))?;
+    rustix::process::chdir(c"/").map_err(error("change back from the procfs of"))?;
+    Ok(descriptors)
 }

@@ -4,11 +4,13 @@ use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountAttrFlags, MountFlags, UnmountFlags};
 
-use crate::mount::{NOSYMFOLLOW, attach, clone_tree, filesystem, restrict};
+use crate::mount::{
+    NOSYMFOLLOW, attach, attach_over_root, clone_tree, filesystem, private, restrict,
+};
 use crate::{Entry, JailError, Root};
 
 /// More than any jail has entries; bounds what a mistake can cost in kernel memory.
@@ -20,21 +22,20 @@ pub(crate) fn build_and_pivot(root: &Root, uid: u32, gid: u32) -> Result<(), Jai
     let at_root = |step| failed(step, Path::new("/"));
     // The caller's mask must not close the directories on the way to the mount points.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-    .map_err(at_root("make mounts private below"))?;
-    let builder = Builder::new(root, uid, gid)?;
+    private().map_err(at_root("make mounts private below"))?;
+    let mut builder = Builder::new(root, uid, gid)?;
     for entry in &root.entries {
         builder.place(entry)?;
     }
-    restrict(
-        builder.tree.as_fd(),
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-        false,
-    )
-    .map_err(at_root("make read-only"))?;
+    for mount in builder
+        .devices
+        .iter()
+        .map(|(_, mount)| mount)
+        .chain([&builder.tree])
+    {
+        restrict(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, false)
+            .map_err(at_root("make read-only"))?;
+    }
     rustix::process::fchdir(builder.tree.as_fd()).map_err(at_root("change to the new"))?;
     // With both arguments the same directory the old root ends up on top of the new one, from
     // where it is taken away. No directory for it needs to exist in the new root.
@@ -55,6 +56,8 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(Errno) -> JailError {
 struct Builder {
     /// The new root's mount.
     tree: OwnedFd,
+    /// Directories of device nodes, each a file system of its own.
+    devices: Vec<(PathBuf, OwnedFd)>,
     uid: u32,
     gid: u32,
 }
@@ -77,13 +80,16 @@ impl Builder {
         ];
         let tree =
             filesystem("tmpfs", &options, attributes).map_err(at_root("make a tmpfs for"))?;
-        let old = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(at_root("open"))?;
-        attach(tree.as_fd(), old.as_fd()).map_err(at_root("mount the tmpfs over"))?;
-        Ok(Self { tree, uid, gid })
+        attach_over_root(tree.as_fd()).map_err(at_root("mount the tmpfs over"))?;
+        Ok(Self {
+            tree,
+            devices: Vec::new(),
+            uid,
+            gid,
+        })
     }
 
-    fn place(&self, entry: &Entry) -> Result<(), JailError> {
+    fn place(&mut self, entry: &Entry) -> Result<(), JailError> {
         match entry {
             Entry::Dir { path, mode } => self.directory(path, *mode),
             Entry::Bind {
@@ -108,11 +114,7 @@ impl Builder {
                     .collect();
                 self.bind(source, target, attributes, *recursive)
             }
-            Entry::Device { source, target } => {
-                let attributes =
-                    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-                self.bind(source, target, attributes, false)
-            }
+            Entry::Device { source, target } => self.device(source, target),
             Entry::Overlay {
                 lower,
                 upper,
@@ -177,6 +179,61 @@ impl Builder {
             .map_err(failed("make a tmpfs for", target))?;
         let point = self.mount_point(target, FileType::Directory)?;
         attach(tree.as_fd(), point.as_fd()).map_err(failed("mount a tmpfs on", target))
+    }
+
+    /// A node of the jail's own, so that it does not matter who may open the host's.
+    fn device(&mut self, source: &Path, target: &Path) -> Result<(), JailError> {
+        let bad = || JailError::BadTarget {
+            path: target.to_owned(),
+        };
+        let (parent, name) = target.parent().zip(target.file_name()).ok_or_else(bad)?;
+        let host = rustix::fs::stat(source).map_err(failed("inspect", source))?;
+        let kind = FileType::from_raw_mode(host.st_mode);
+        if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
+            return Err(failed("find a device at", source)(Errno::NOTBLK));
+        }
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        let directory = self.device_directory(parent)?;
+        rustix::fs::mknodat(
+            directory,
+            name,
+            kind,
+            Mode::from_raw_mode(0o600),
+            host.st_rdev,
+        )
+        .map_err(failed("make the device node", target))?;
+        rustix::fs::chownat(
+            directory,
+            name,
+            Some(uid),
+            Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(failed("give to the jail's user", target))
+    }
+
+    /// The file system for the device nodes in the directory `path`, mounted there if it is not.
+    fn device_directory(&mut self, path: &Path) -> Result<BorrowedFd<'_>, JailError> {
+        let index = match self.devices.iter().position(|(known, _)| known == path) {
+            Some(index) => index,
+            None => {
+                let options = [("size", "4096"), ("nr_inodes", "64"), ("mode", "755")];
+                let attributes =
+                    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+                let tree = filesystem("tmpfs", &options, attributes)
+                    .map_err(failed("make a tmpfs for", path))?;
+                let point = self.mount_point(path, FileType::Directory)?;
+                attach(tree.as_fd(), point.as_fd()).map_err(failed("mount a tmpfs on", path))?;
+                self.devices.push((path.to_owned(), tree));
+                self.devices.len().saturating_sub(1)
+            }
+        };
+        match self.devices.get(index) {
+            Some((_, tree)) => Ok(tree.as_fd()),
+            None => Err(JailError::BadTarget {
+                path: path.to_owned(),
+            }),
+        }
     }
 
     fn overlay(
