@@ -1,5 +1,7 @@
 //! The driver `uml` with real guests.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 mod common;
 
 use bulkhead_hypervisor::Wanted;
