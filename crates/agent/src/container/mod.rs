@@ -39,6 +39,8 @@ mod streams;
 mod sys;
 mod sysctl;
 mod terminal;
+#[cfg(test)]
+mod tests;
 mod user;
 
 pub use error::ContainerError;

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::CString,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use oci_spec::runtime::Box as ConsoleSize;
@@ -86,10 +86,8 @@ pub fn for_container(pid: nix::unistd::Pid, size: Size) -> Result<Terminal, Cont
     let root =
         openat(CWD, root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).while_trying(step)?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-    let open = |path: &str, flags: OFlags| {
-        openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-    };
-    let node = open("dev/pts/ptmx", OFlags::PATH).while_trying(step)?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let node = openat2(&root, "dev/pts/ptmx", flags, Mode::empty(), resolve).while_trying(step)?;
     let stat = fstat(&node).while_trying(step)?;
     let is_ptmx = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
         && stat.st_rdev == makedev(5, 2)
@@ -97,8 +95,13 @@ pub fn for_container(pid: nix::unistd::Pid, size: Size) -> Result<Terminal, Cont
     if !is_ptmx {
         return Err(ContainerError::system(step(), Errno::NOTTY));
     }
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK;
-    set_up(open("dev/pts/ptmx", flags).while_trying(step)?, size)
+    // The very node that was looked at, whatever is at its path by now.
+    let node = format!("/proc/self/fd/{}", node.as_raw_fd());
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    set_up(
+        openat(CWD, node, flags, Mode::empty()).while_trying(step)?,
+        size,
+    )
 }
 
 fn set_up(master: OwnedFd, size: Size) -> Result<Terminal, ContainerError> {

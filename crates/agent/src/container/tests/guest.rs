@@ -1,0 +1,102 @@
+//! All of these tests once more in a guest, where cgroup v2 has its controllers:
+//! this very executable in an initramfs, under a User-Mode Linux kernel.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// Path of a User-Mode Linux kernel.
+const KERNEL: &str = "BULKHEAD_TEST_UML";
+
+const INIT: &str = "#!/bin/sh
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox mount -t devtmpfs dev /dev
+busybox mount -t cgroup2 cgroup /sys/fs/cgroup
+busybox mount -t tmpfs -o size=200M tmp /tmp
+for c in $(busybox cat /sys/fs/cgroup/cgroup.controllers); do
+  echo +$c > /sys/fs/cgroup/cgroup.subtree_control
+done
+/tests container:: --include-ignored --skip guest:: --test-threads 1
+busybox poweroff -f
+";
+
+#[test]
+#[ignore = "boots a kernel: BULKHEAD_TEST_UML=<path of a User-Mode Linux kernel>"]
+fn all_container_tests_pass_in_a_guest() {
+    let kernel = PathBuf::from(std::env::var_os(KERNEL).expect("BULKHEAD_TEST_UML is set"));
+    let work = tempfile::tempdir().unwrap();
+    let root = work.path().join("root");
+    make_root(&root);
+    let initramfs = work.path().join("initramfs.cpio");
+    archive(&root, &initramfs);
+
+    let output = Command::new(kernel)
+        .args([
+            "mem=512M",
+            "con=null",
+            "con0=null,fd:1",
+            "quiet",
+            "init=/init",
+        ])
+        .args(["initcall_blacklist=raid6_select_algo", "pty.legacy_count=0"])
+        .arg(format!("initrd={}", initramfs.display()))
+        .arg(format!("uml_dir={}", work.path().display()))
+        .env("TMPDIR", work.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+
+    let text = String::from_utf8_lossy(&output.stdout);
+    let verdict = text.lines().find(|line| line.starts_with("test result: "));
+    assert!(
+        verdict.is_some_and(|line| line.starts_with("test result: ok.")),
+        "{text}"
+    );
+}
+
+fn make_root(root: &Path) {
+    for name in ["bin", "proc", "sys", "dev", "tmp", "lib64"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    symlink("busybox", root.join("bin/sh")).unwrap();
+    fs::write(root.join("init"), INIT).unwrap();
+    super::harness::set_mode(&root.join("init"), 0o755);
+    let tests = std::env::current_exe().unwrap();
+    // Without its symbols it loads faster.
+    let strip = Command::new("strip")
+        .arg("-o")
+        .arg(root.join("tests"))
+        .arg(&tests)
+        .status();
+    assert!(strip.unwrap().success());
+    for library in libraries(&tests) {
+        let copy = root.join(library.strip_prefix("/").unwrap());
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(&library, copy).unwrap();
+    }
+}
+
+/// The shared libraries and the loader of an executable.
+fn libraries(executable: &Path) -> Vec<PathBuf> {
+    let output = Command::new("ldd").arg(executable).output().unwrap();
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
+}
+
+fn archive(root: &Path, to: &Path) {
+    let status = Command::new("sh")
+        .args(["-c", "find . | cpio --quiet -o -H newc > \"$1\"", "sh"])
+        .arg(to)
+        .current_dir(root)
+        .status();
+    assert!(status.unwrap().success(), "cpio is installed");
+}
