@@ -17,6 +17,7 @@ pub use capabilities::CapabilityOption;
 pub use error::{OptionError, RunError, VolumeProblem};
 pub use parse::{Cpus, parse_annotation, parse_cpus, parse_pids_limit, parse_size, resolve_env};
 pub use seccomp::SeccompChoice;
+pub(crate) use seccomp::go_architecture;
 pub use security::Security;
 pub use spec::{default_spec, spec_for_run};
 pub use user::{Identity, identify};
