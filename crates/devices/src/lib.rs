@@ -2,6 +2,12 @@
 
 pub mod fs;
 pub mod process;
+#[cfg(any(test, feature = "rig"))]
+#[allow(
+    clippy::expect_used,
+    reason = "a rig that cannot be built is a failed test"
+)]
+pub mod rig;
 pub mod session;
 pub mod vsock;
 

@@ -98,6 +98,9 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
+    /// A request made the file system's thread panic; where, is on standard error.
+    #[error("The file system crashed over a request of the guest; please report this")]
+    Crashed,
     /// A device stopped because of its front end.
     #[error("A device had to stop")]
     Session(#[from] SessionError),
@@ -166,18 +169,22 @@ pub fn serve(resources: Resources, fs: &FsConfig, guest_cid: u64) -> Result<(), 
     let mut vsock = Session::new(vsock, Vsock::new(guest_cid, mux), &*stop)?;
 
     let failure = Arc::new(Mutex::new(None));
-    let (their_stop, their_failure) = (Arc::clone(&stop), Arc::clone(&failure));
+    let report = Report {
+        failure: Arc::clone(&failure),
+        stop: Arc::clone(&stop),
+    };
     std::thread::Builder::new()
         .name("fs".to_owned())
         .stack_size(STACK)
         .spawn(move || {
+            // Also reports a panic, when it is dropped by one.
+            let report = report;
             // Some requests change the working directory for a moment.
             let result = unshare(CloneFlags::CLONE_FS)
                 .map_err(|e| setup("unshare the working directory")(e.into()))
                 .and_then(|()| fs.run().map_err(DeviceError::from));
             if let Err(e) = result {
-                *their_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-                let _ = their_stop.write(1);
+                report.fail(e);
             }
         })
         .map_err(setup("start the file system's thread"))?;
@@ -195,6 +202,28 @@ pub fn serve(resources: Resources, fs: &FsConfig, guest_cid: u64) -> Result<(), 
         (Some(e), _) => Err(e),
         (None, Ok(End::Disconnected | End::Stopped)) => Ok(()),
         (None, Err(e)) => Err(e.into()),
+    }
+}
+
+/// How the file system's thread tells the other of its end, if that was no good one: a guest
+/// whose requests are not answered any more must not wait for ever.
+struct Report {
+    failure: Arc<Mutex<Option<DeviceError>>>,
+    stop: Arc<EventFd>,
+}
+
+impl Report {
+    fn fail(&self, error: DeviceError) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        let _ = self.stop.write(1);
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail(DeviceError::Crashed);
+        }
     }
 }
 

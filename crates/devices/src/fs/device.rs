@@ -28,6 +28,7 @@ const QUEUE_SIZE: usize = 1024;
 /// Lengths of the headers of a FUSE request and reply, in bytes.
 const IN_HEADER: usize = 40;
 const OUT_HEADER: u32 = 16;
+const REPLY_HEADER: usize = 16;
 
 /// A virtio-fs device.
 pub struct Fs {
@@ -121,11 +122,27 @@ fn request<F: FileSystem + Sync>(
     chain: DescriptorChain<&Memory>,
 ) -> io::Result<u32> {
     let reader = Reader::new(memory, chain.clone()).map_err(io::Error::other)?;
-    let writer = Writer::new(memory, chain).map_err(io::Error::other)?;
+    let writer = Writer::new(memory, chain.clone()).map_err(io::Error::other)?;
+    // The server takes for granted that a reply has room for its header.
+    if writer.available_bytes() < REPLY_HEADER && !is_one_way(memory, chain) {
+        return Err(io::Error::other("there is no room for a reply"));
+    }
     let len = server
         .handle_message(reader, writer, None::<&mut vhost::vhost_user::Backend>)
         .map_err(io::Error::other)?;
     u32::try_from(len).map_err(io::Error::other)
+}
+
+/// Whether the request is of the kinds that are not answered.
+fn is_one_way(memory: &Memory, chain: DescriptorChain<&Memory>) -> bool {
+    const FORGET: u32 = 2;
+    const INTERRUPT: u32 = 36;
+    const BATCH_FORGET: u32 = 42;
+    let mut header = [0; 8];
+    let read =
+        Segments::readable(chain, memory).is_ok_and(|request| request.copy_to(&mut header) == 8);
+    let [_, _, _, _, opcode @ ..] = header;
+    read && [FORGET, INTERRUPT, BATCH_FORGET].contains(&u32::from_le_bytes(opcode))
 }
 
 /// Answers a request that made no sense with an input/output error, as far as it can be answered:

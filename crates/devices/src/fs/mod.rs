@@ -4,6 +4,8 @@
 //! cannot name anything else even if every check of the passthrough failed.
 
 mod device;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::io;

@@ -48,10 +48,10 @@ impl Version {
     }
 
     /// Whether a change from now on would show in the times.
-    fn is_settled(&self, now: SystemTime) -> bool {
+    fn is_settled(&self, now: SystemTime, after: Duration) -> bool {
         let changed = Duration::new(self.changed.0, self.changed.1);
         now.duration_since(UNIX_EPOCH)
-            .is_ok_and(|now| now.checked_sub(changed).is_some_and(|age| age > SETTLED))
+            .is_ok_and(|now| now.checked_sub(changed).is_some_and(|age| age >= after))
     }
 }
 
@@ -60,6 +60,7 @@ pub struct Tree {
     inner: PassthroughFs,
     /// What the guest's cached contents of a file are; bounded by the inodes the guest holds.
     versions: Mutex<HashMap<Inode, Version>>,
+    settled_after: Duration,
 }
 
 impl std::fmt::Debug for Tree {
@@ -75,7 +76,15 @@ impl Tree {
         Self {
             inner,
             versions: Mutex::default(),
+            settled_after: SETTLED,
         }
+    }
+
+    /// Trusts file times at once.
+    #[cfg(test)]
+    pub(super) fn trusting(mut self) -> Self {
+        self.settled_after = Duration::ZERO;
+        self
     }
 
     /// Whether the contents that the guest may hold of `inode`, just opened, are still right;
@@ -87,7 +96,7 @@ impl Tree {
             .getattr(ctx, inode, handle)
             .map(|(attr, _)| Version::of(&attr));
         match version {
-            Ok(version) if version.is_settled(SystemTime::now()) => {
+            Ok(version) if version.is_settled(SystemTime::now(), self.settled_after) => {
                 versions.insert(inode, version) == Some(version)
             }
             _ => {
@@ -103,6 +112,27 @@ impl Tree {
             versions.remove(&inode);
         }
     }
+}
+
+/// Refuses what is not the name of one thing in a directory. The guest's kernel sends nothing
+/// else, and the passthrough hands names to the host as they are: a name with a slash, or `..`,
+/// would be looked up like a path, with nothing but the jail's root to stop it.
+fn check_name(name: &CStr) -> io::Result<()> {
+    match name.to_bytes() {
+        b"" | b"." | b".." => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        bytes if bytes.contains(&b'/') => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        _ => Ok(()),
+    }
+}
+
+/// Requests that the passthrough answers once their names are checked.
+macro_rules! named {
+    ($($op:ident [$($name:ident),+] ($($arg:ident: $kind:ty),* $(,)?) -> $result:ty;)*) => {
+        $(fn $op(&self, $($arg: $kind),*) -> $result {
+            $(check_name($name)?;)+
+            self.inner.$op($($arg),*)
+        })*
+    };
 }
 
 /// Requests that the passthrough answers alone.
@@ -157,28 +187,31 @@ impl FileSystem for Tree {
         self.inner.destroy();
     }
 
+    named! {
+        lookup[name](ctx: Context, parent: Inode, name: &CStr) -> io::Result<Entry>;
+        symlink[name](ctx: Context, text: &CStr, parent: Inode, name: &CStr, extensions: Extensions)
+            -> io::Result<Entry>;
+        mknod[name](ctx: Context, parent: Inode, name: &CStr, mode: u32, device: u32, umask: u32,
+            extensions: Extensions) -> io::Result<Entry>;
+        mkdir[name](ctx: Context, parent: Inode, name: &CStr, mode: u32, umask: u32,
+            extensions: Extensions) -> io::Result<Entry>;
+        unlink[name](ctx: Context, parent: Inode, name: &CStr) -> io::Result<()>;
+        rmdir[name](ctx: Context, parent: Inode, name: &CStr) -> io::Result<()>;
+        rename[old, new](ctx: Context, from: Inode, old: &CStr, to: Inode, new: &CStr, flags: u32)
+            -> io::Result<()>;
+        link[name](ctx: Context, inode: Inode, parent: Inode, name: &CStr) -> io::Result<Entry>;
+        create[name](ctx: Context, parent: Inode, name: &CStr, mode: u32, kill_priv: bool, flags: u32,
+            umask: u32, extensions: Extensions)
+            -> io::Result<(Entry, Option<Handle>, OpenOptions)>;
+    }
+
     pass! {
         init(capable: FsOptions) -> io::Result<FsOptions>;
-        lookup(ctx: Context, parent: Inode, name: &CStr) -> io::Result<Entry>;
         getattr(ctx: Context, inode: Inode, handle: Option<Handle>)
             -> io::Result<(fuse::Attr, Duration)>;
         setattr(ctx: Context, inode: Inode, attr: fuse::SetattrIn, handle: Option<Handle>,
             valid: SetattrValid) -> io::Result<(fuse::Attr, Duration)>;
         readlink(ctx: Context, inode: Inode) -> io::Result<Vec<u8>>;
-        symlink(ctx: Context, text: &CStr, parent: Inode, name: &CStr, extensions: Extensions)
-            -> io::Result<Entry>;
-        mknod(ctx: Context, parent: Inode, name: &CStr, mode: u32, device: u32, umask: u32,
-            extensions: Extensions) -> io::Result<Entry>;
-        mkdir(ctx: Context, parent: Inode, name: &CStr, mode: u32, umask: u32,
-            extensions: Extensions) -> io::Result<Entry>;
-        unlink(ctx: Context, parent: Inode, name: &CStr) -> io::Result<()>;
-        rmdir(ctx: Context, parent: Inode, name: &CStr) -> io::Result<()>;
-        rename(ctx: Context, from: Inode, old: &CStr, to: Inode, new: &CStr, flags: u32)
-            -> io::Result<()>;
-        link(ctx: Context, inode: Inode, parent: Inode, name: &CStr) -> io::Result<Entry>;
-        create(ctx: Context, parent: Inode, name: &CStr, mode: u32, kill_priv: bool, flags: u32,
-            umask: u32, extensions: Extensions)
-            -> io::Result<(Entry, Option<Handle>, OpenOptions)>;
         read<W: ZeroCopyWriter>(ctx: Context, inode: Inode, handle: Handle, writer: W, size: u32,
             offset: u64, lock_owner: Option<u64>, flags: u32) -> io::Result<usize>;
         write<R: ZeroCopyReader>(ctx: Context, inode: Inode, handle: Handle, reader: R, size: u32,

@@ -13,5 +13,7 @@ pub mod host;
 pub mod mux;
 pub mod packet;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use device::Vsock;
