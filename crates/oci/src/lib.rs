@@ -13,7 +13,7 @@
 pub mod bundle;
 pub mod id;
 pub mod image;
-// pub mod needs;
+pub mod needs;
 pub mod plan;
 pub mod refuse;
 pub mod run;

@@ -5,13 +5,12 @@ use std::ffi::CStr;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 
 use super::error::LayerError;
 use super::limits::Limits;
+use super::metadata::{owner, set_metadata, set_xattrs, times};
 use super::tarball::{Entries, Entry, Kind, TarError, Through};
 use super::tree::{self, Tree, Unreachable};
 
@@ -19,15 +18,6 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other files of the file system that invented whiteouts.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
-
-/// Extended attributes that are not the container's: overlayfs steers itself by its own, and
-/// the labels of one host's SELinux are not another's.
-const FOREIGN_XATTRS: &[&[u8]] = &[
-    b"trusted.overlay.",
-    b"user.overlay.",
-    b"security.selinux",
-    b"system.nfs4_acl",
-];
 
 /// What is left of the limits of an image.
 #[derive(Clone, Copy, Debug)]
@@ -546,67 +536,7 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// Owner, then mode (a change of owner clears set-id bits), then attributes (it clears
-/// file capabilities too).
-fn set_metadata(entry: &Entry, file: impl AsFd) -> Result<(), LayerError> {
-    let system = |action| move |errno| refused(action, entry, errno);
-    let (uid, gid) = owner(entry)?;
-    rustix::fs::fchown(&file, Some(uid), Some(gid)).map_err(system("set the owner of"))?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode))
-        .map_err(system("set the mode of"))?;
-    set_xattrs(entry, |attribute, value| {
-        rustix::fs::fsetxattr(&file, attribute, value, XattrFlags::empty())
-    })
-}
-
-/// Sets the attributes that are the container's. Those for users only (`user.`) are left
-/// out where the file system has none.
-fn set_xattrs(
-    entry: &Entry,
-    set: impl Fn(&CStr, &[u8]) -> rustix::io::Result<()>,
-) -> Result<(), LayerError> {
-    for (attribute, value) in &entry.xattrs {
-        if FOREIGN_XATTRS
-            .iter()
-            .any(|prefix| attribute.starts_with(prefix))
-        {
-            continue;
-        }
-        let failed = |errno| refused("set an extended attribute of", entry, errno);
-        let name = tree::name(attribute).map_err(failed)?;
-        match set(&name, value) {
-            Ok(()) => {}
-            // No attributes of users here, or none on a link.
-            Err(Errno::OPNOTSUPP | Errno::PERM) if attribute.starts_with(b"user.") => {}
-            Err(errno) => return Err(failed(errno)),
-        }
-    }
-    Ok(())
-}
-
-fn owner(entry: &Entry) -> Result<(Uid, Gid), LayerError> {
-    let id = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
-    match (id(entry.uid), id(entry.gid)) {
-        (Some(uid), Some(gid)) => Ok((Uid::from_raw(uid), Gid::from_raw(gid))),
-        _ => Err(LayerError::Entry {
-            entry: shown(&entry.path),
-            problem: "its owner is not a number below 4294967295",
-        }),
-    }
-}
-
-fn times((tv_sec, nanoseconds): (i64, u32)) -> Timestamps {
-    let time = Timespec {
-        tv_sec,
-        tv_nsec: nanoseconds.into(),
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
-}
-
-fn shown(path: &[u8]) -> String {
+pub(super) fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
@@ -617,7 +547,7 @@ fn broken(error: TarError) -> LayerError {
     }
 }
 
-fn refused(action: &'static str, entry: &Entry, errno: Errno) -> LayerError {
+pub(super) fn refused(action: &'static str, entry: &Entry, errno: Errno) -> LayerError {
     failed(action, entry, errno.into())
 }
 

@@ -11,6 +11,7 @@ mod documents;
 mod error;
 mod layer;
 mod limits;
+mod metadata;
 mod reference;
 mod source;
 mod store;
