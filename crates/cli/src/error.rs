@@ -33,6 +33,9 @@ pub enum CommandError {
     /// The text of an option cannot be understood.
     #[error(transparent)]
     Option(#[from] bulkhead_oci::run::OptionError),
+    /// The image cannot be used.
+    #[error(transparent)]
+    Image(#[from] bulkhead_oci::image::ImageError),
     /// The bundle cannot be used.
     #[error(transparent)]
     Bundle(#[from] bulkhead_oci::BundleError),

@@ -64,6 +64,8 @@ enum Command {
     Why(commands::why::Args),
     /// Check the host, each finding with its remedy.
     Doctor(commands::doctor::Args),
+    /// Write a configuration to start a bundle from.
+    Spec(commands::spec::Args),
     /// Installed guest kernels.
     #[command(subcommand)]
     Kernel(commands::kernel::Args),
@@ -144,6 +146,7 @@ fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode, CommandErro
         Command::Logs(args) => commands::logs::run(&args, globals),
         Command::Why(args) => commands::why::run(&args, globals),
         Command::Doctor(args) => commands::doctor::run(&args, globals),
+        Command::Spec(args) => commands::spec::run(&args),
         Command::Kernel(args) => commands::kernel::run(&args),
         Command::Completion(args) => Ok(commands::completion::run(&args)),
     }

@@ -82,9 +82,6 @@ impl Signals {
         client: &TaskClient,
         target: &Target,
     ) -> Result<WaitResponse, CommandError> {
-        if target.terminal {
-            resize(client, target).await;
-        }
         let request = WaitRequest {
             id: target.id.clone(),
             exec_id: target.exec_id.clone(),
@@ -106,6 +103,10 @@ impl Signals {
 /// # Errors
 /// When it cannot be executed, or the sandbox process is lost.
 pub async fn start(client: &TaskClient, target: &Target) -> Result<(), CommandError> {
+    if target.terminal {
+        // Before the program runs, so that it never sees another size.
+        resize(client, target).await;
+    }
     let request = StartRequest {
         id: target.id.clone(),
         exec_id: target.exec_id.clone(),

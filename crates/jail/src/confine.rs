@@ -33,26 +33,32 @@ pub(crate) fn affinity(cpus: &[usize]) -> Result<(), JailError> {
     })
 }
 
-/// No core dumps (they would hold guest memory); as many descriptors as may be had without the
-/// power to raise hard limits.
+/// What the kernel allows a process to have open unless `fs.nr_open` was changed.
+const MANY_FILES: u64 = 1 << 20;
+
+/// No core dumps (they would hold guest memory); as many descriptors as may be had: a file server
+/// holds one for each file its guest remembers. Without `CAP_SYS_RESOURCE` that is the hard limit
+/// this process was started with.
 pub(crate) fn limits() -> Result<(), JailError> {
-    setrlimit(
-        Resource::Core,
-        Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        },
-    )
-    .map_err(JailError::confine("forbid core dumps"))?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(JailError::confine("forbid core dumps"))?;
+    let many = Rlimit {
+        current: Some(MANY_FILES),
+        maximum: Some(MANY_FILES),
+    };
     let files = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: files.maximum,
-            maximum: files.maximum,
-        },
-    )
-    .map_err(JailError::confine(
+    let is_less = files.maximum.is_some_and(|maximum| maximum < MANY_FILES);
+    if is_less && setrlimit(Resource::Nofile, many).is_ok() {
+        return Ok(());
+    }
+    let hard = Rlimit {
+        current: files.maximum,
+        maximum: files.maximum,
+    };
+    setrlimit(Resource::Nofile, hard).map_err(JailError::confine(
         "raise the soft limit of open files to the hard one",
     ))
 }

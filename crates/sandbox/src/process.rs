@@ -27,6 +27,7 @@ pub struct Process {
 struct Inner {
     status: Status,
     pid: u32,
+    size: (u32, u32),
     streams: Vec<Stream>,
 }
 
@@ -42,6 +43,7 @@ impl Process {
             inner: Mutex::new(Inner {
                 status: Status::Creating,
                 pid: 0,
+                size: (0, 0),
                 streams: Vec::new(),
             }),
         }
@@ -70,6 +72,17 @@ impl Process {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.lock().pid
+    }
+
+    /// Columns and rows its terminal is to be made with; 0 for unknown.
+    #[must_use]
+    pub fn size(&self) -> (u32, u32) {
+        self.lock().size
+    }
+
+    /// Notes the size of a terminal that is still to be made.
+    pub fn set_size(&self, columns: u32, rows: u32) {
+        self.lock().size = (columns, rows);
     }
 
     /// Notes that the guest has created it.

@@ -375,7 +375,8 @@ impl Sandbox {
         if process.status() != Status::Creating {
             return Err(self.wrong_state("start", process.status()));
         }
-        let (ports, streams) = stdio::attach(&process.stdio, &vm.channel)?;
+        let (mut ports, streams) = stdio::attach(&process.stdio, &vm.channel)?;
+        (ports.columns, ports.rows) = process.size();
         let request = messages::CreateExecRequest {
             container_id: self.request.id.to_string(),
             exec_id: process.exec_id.clone(),
@@ -641,7 +642,12 @@ impl Sandbox {
         columns: u32,
         rows: u32,
     ) -> Result<(), SandboxError> {
-        self.process(id, exec_id)?;
+        let process = self.process(id, exec_id)?;
+        if process.status() == Status::Creating {
+            // Its terminal will be made with that size.
+            process.set_size(columns, rows);
+            return Ok(());
+        }
         let (vm, _) = self.machine().await?;
         let request = messages::ResizeRequest {
             container_id: id.to_owned(),
@@ -760,7 +766,8 @@ impl Sandbox {
         self.done.notify_one();
     }
 
-    /// The attached command died: nothing of the container may outlive it.
+    /// The attached command is gone. If it died, nothing of the container may outlive it; a container
+    /// that had ended in its own time stays in the list unless it was to be removed.
     pub async fn abandoned(&self) {
         let machine = match &*self.boot.borrow() {
             Boot::Up(vm, _) => Some(vm.clone()),
@@ -770,7 +777,14 @@ impl Sandbox {
         if let Some(vm) = machine {
             vm.kill().await;
         }
-        sweep::remove(&self.paths);
+        let ended = self
+            .state()
+            .is_some_and(|state| state.status == Status::Stopped);
+        if ended && !self.request.auto_remove {
+            self.update_or_log(|state| state.helpers.clear());
+        } else {
+            sweep::remove(&self.paths);
+        }
         self.done.notify_one();
     }
 }

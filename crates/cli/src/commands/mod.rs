@@ -11,6 +11,7 @@ pub mod logs;
 pub mod pause;
 pub mod ps;
 pub mod run;
+pub mod spec;
 pub mod state;
 pub mod why;
 

@@ -1,16 +1,16 @@
 //! The options of `run`, and which of its two forms they make.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use bulkhead_oci::image::ImageConfig;
+use bulkhead_oci::image::{Image, Limits, Store, Unpacked};
 use bulkhead_oci::run::{
     CapabilityOption, Security, parse_annotation, parse_cpus, parse_pids_limit, parse_size,
     parse_tmpfs, parse_volume, resolve_env,
 };
 use bulkhead_oci::{Bundle, RunOptions, spec_for_run};
 use bulkhead_sandbox::id::Id;
-use bulkhead_sandbox::paths::Paths;
+use bulkhead_sandbox::paths::{DATA_DIR, Paths};
 use oci_spec::runtime::Spec;
 
 use crate::error::CommandError;
@@ -279,15 +279,11 @@ impl Prepared {
     }
 }
 
-struct Unpacked {
-    rootfs: PathBuf,
-    config: ImageConfig,
-}
-
-fn unpack(_reference: &str) -> Result<Unpacked, CommandError> {
-    Err(CommandError::Usage(
-        "Images cannot be run yet: unpack it and use --rootfs".into(),
-    ))
+/// The image, unpacked once and then taken from the store.
+fn unpack(reference: &str) -> Result<Unpacked, CommandError> {
+    let image = Image::find(reference)?;
+    let store = Store::open(&Path::new(DATA_DIR).join("images"))?;
+    Ok(store.unpack(&image, &Limits::default())?)
 }
 
 fn run_options(id: &Id, args: &Args, image: Option<&Unpacked>) -> Result<RunOptions, CommandError> {
