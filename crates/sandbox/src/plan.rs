@@ -174,47 +174,8 @@ fn own_annotations(
 
 /// Kernel features without which the container would not be what its configuration says.
 fn needs(bundle: &Bundle) -> Vec<Need> {
-    let mut needs = Vec::new();
-    let mut need = |feature: &str, reason: &str| needs.push(Need::new(feature, reason));
-    for mount in bundle.spec.mounts().iter().flatten() {
-        let reason = || format!("the mount {}", mount.destination().display());
-        match mount.typ().as_deref() {
-            Some("overlay") => need("OVERLAY_FS", &reason()),
-            Some("mqueue") => need("POSIX_MQUEUE", &reason()),
-            Some("tmpfs") => need("TMPFS", &reason()),
-            _ => {}
-        }
-    }
-    let Some(linux) = bundle.spec.linux() else {
-        return needs;
-    };
-    if linux.seccomp().is_some() {
-        need("SECCOMP_FILTER", "linux.seccomp");
-    }
-    let Some(resources) = linux.resources() else {
-        return needs;
-    };
-    if resources.memory().is_some() {
-        need("MEMCG", "linux.resources.memory");
-    }
-    if resources.pids().is_some() {
-        need("CGROUP_PIDS", "linux.resources.pids");
-    }
-    if resources
-        .cpu()
-        .as_ref()
-        .is_some_and(|cpu| cpu.quota().is_some())
-    {
-        need("CFS_BANDWIDTH", "linux.resources.cpu.quota");
-    }
-    if resources
-        .devices()
-        .as_ref()
-        .is_some_and(|devices| !devices.is_empty())
-    {
-        need("CGROUP_BPF", "linux.resources.devices");
-    }
-    needs
+    let needs = bulkhead_oci::needs::all(&bundle.spec).into_iter();
+    needs.map(|need| Need::new(need.feature, need.field)).collect()
 }
 
 fn memory(
