@@ -16,12 +16,14 @@ fn guest_that_powers_off_ends_the_process_with_success() {
 
 #[test]
 fn guest_that_panics_says_so_and_ends_the_process() {
-    promises::guest_that_panics_says_so_and_ends_the_process(WANTED);
+    let status = promises::guest_that_panics_says_so_and_ends_the_process(WANTED);
+    assert_eq!(status.exit_status(), Some(127));
 }
 
 #[test]
 fn guest_that_restarts_ends_the_process() {
-    promises::guest_that_restarts_ends_the_process(WANTED);
+    let status = promises::guest_that_restarts_ends_the_process(WANTED);
+    assert_eq!(status.exit_status(), Some(0));
 }
 
 #[test]

@@ -63,6 +63,21 @@ pub(crate) fn limits() -> Result<(), JailError> {
     ))
 }
 
+/// Bounds the processes of the user the process is about to become. A limit that is already lower
+/// stays.
+pub(crate) fn limit_processes(most: u64) -> Result<(), JailError> {
+    let now = getrlimit(Resource::Nproc);
+    let most = now.maximum.map_or(most, |maximum| maximum.min(most));
+    setrlimit(
+        Resource::Nproc,
+        Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        },
+    )
+    .map_err(JailError::confine("limit the number of processes"))
+}
+
 /// Changes to the jail's user and leaves exactly `capabilities`.
 pub(crate) fn credentials(
     uid: u32,

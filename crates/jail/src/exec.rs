@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Jail, JailError};
+use crate::{Jail, JailError, confine};
 
 /// What to execute in which jail.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub struct ExecConfig {
     /// `personality(2)` flags the program would otherwise set and execute itself again for.
     #[serde(default)]
     pub personality: u32,
+    /// Most processes and threads of the jail's user, which should have no others; none: as many as
+    /// the caller may have.
+    #[serde(default)]
+    pub processes: Option<u64>,
 }
 
 /// Enters the jail and becomes the program; returns only on failure, after which the process must
@@ -66,6 +70,9 @@ fn run(config: &ExecConfig) -> Result<Infallible, JailError> {
                 source: std::io::Error::last_os_error(),
             });
         }
+    }
+    if let Some(most) = config.processes {
+        confine::limit_processes(most)?;
     }
     config.jail.enter_to_execute(&program)?;
     // SAFETY: both arrays end with a null pointer, and they and the strings they point to live

@@ -192,3 +192,21 @@ fn host_mount_table_after_a_jail_is_unchanged() {
 
     assert_eq!(count(), before);
 }
+
+#[test]
+fn program_with_a_limit_of_processes_cannot_raise_it() {
+    let jail = Jail::new("bulkhead", UID, UID, Profile::None);
+    let mut process = Running::shell(&jail, "ulimit -u; echo entered; read line");
+    assert_eq!(process.line(), "64");
+    assert_eq!(process.line(), "entered");
+
+    let limits = process.proc("limits");
+    let limit = limits
+        .lines()
+        .find(|line| line.starts_with("Max processes"))
+        .expect("limit");
+    assert_eq!(
+        limit.split_whitespace().skip(2).take(2).collect::<Vec<_>>(),
+        ["64", "64"]
+    );
+}

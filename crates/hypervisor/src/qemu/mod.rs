@@ -24,6 +24,9 @@ pub(crate) const MAX_VCPUS: u32 = 64;
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 pub(crate) const REMEDY: &str = "apt-get install qemu-system-x86";
 
+/// QEMU is one process with a thread for each processor and a few for itself.
+const PROCESSES: u64 = 256;
+
 /// Descriptors of the QEMU process: connections that are open when it starts.
 pub(crate) const MONITOR_FD: i32 = 4;
 pub(crate) const FS_FD: i32 = 5;
@@ -112,6 +115,7 @@ impl Driver for Qemu {
             args: arguments::list(machine, memory_mib, self.accelerator, rate),
             env: files::ENVIRONMENT.map(str::to_owned).to_vec(),
             personality: 0,
+            processes: Some(PROCESSES),
         };
         let (ours, theirs) = UnixStream::pair().map_err(|source| HypervisorError::Host {
             step: "make a monitor connection for",

@@ -32,6 +32,12 @@ const SCRATCH_SLACK: u64 = 1 << 20;
 /// kernel enlarges its memory by that distance, by half a gigabyte of page structures at worst.
 const PERSONALITY: u32 = 0x0004_0000;
 
+/// Each process of the guest has one on the host. A guest out for damage must not use up the
+/// host's; one out for work has no memory for more than this.
+fn processes(memory_mib: u64) -> u64 {
+    memory_mib.saturating_mul(16).clamp(1024, 16_384)
+}
+
 /// Environment of the kernel process.
 ///
 /// The C library must not register restartable sequences: the registration is inherited by the
@@ -70,6 +76,7 @@ impl Driver for Uml {
             args: cmdline::words(machine, memory_mib),
             env: ENVIRONMENT.map(str::to_owned).to_vec(),
             personality: PERSONALITY,
+            processes: Some(processes(memory_mib)),
         };
         let child = launch::start(&config, io.bulkhead, io.console, Vec::new())?;
         Ok(Vm {

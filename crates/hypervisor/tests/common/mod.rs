@@ -228,19 +228,19 @@ pub mod promises {
         assert_eq!(guest.wait().exit_status(), Some(0));
     }
 
-    pub fn guest_that_panics_says_so_and_ends_the_process(wanted: Wanted) {
+    pub fn guest_that_panics_says_so_and_ends_the_process(wanted: Wanted) -> WaitIdStatus {
         let mut guest = Guest::that(wanted, "panic");
         guest.wait_for("guest is up");
         guest.wait_for("Kernel panic - not syncing: Attempted to kill init!");
         guest.rest();
-        guest.wait();
+        guest.wait()
     }
 
-    pub fn guest_that_restarts_ends_the_process(wanted: Wanted) {
+    pub fn guest_that_restarts_ends_the_process(wanted: Wanted) -> WaitIdStatus {
         let mut guest = Guest::that(wanted, "restart");
         guest.wait_for("guest is up");
         guest.rest();
-        guest.wait();
+        guest.wait()
     }
 
     pub fn hypervisor_process_stands_behind_all_walls(wanted: Wanted) {

@@ -4,7 +4,7 @@
 
 use super::{Lists, NAMESPACE_FLAGS, any, null, one_of, without_bits};
 
-pub(super) fn list() -> Lists {
+pub(super) fn lists() -> Result<Lists, seccompiler::BackendError> {
     let mut lines = any(&[
         // Life of the process and its threads.
         libc::SYS_exit,
@@ -145,5 +145,8 @@ pub(super) fn list() -> Lists {
         one_of(libc::SYS_ioctl, 1, &[libc::FIONBIO, libc::FIONREAD])?,
     ]);
     // The C library falls back to clone, whose arguments a filter can read.
-    Ok((lines, vec![libc::SYS_clone3]))
+    Ok(Lists {
+        allowed: lines,
+        refused: any(&[libc::SYS_clone3]),
+    })
 }

@@ -1,4 +1,7 @@
 //! Allow-lists of system calls. Anything else kills the whole process.
+//!
+//! Guest system calls are no concern of these lists: they govern what the process that runs or
+//! serves the guest asks of the host.
 
 mod device;
 mod qemu;
@@ -29,59 +32,85 @@ pub enum Profile {
     Device,
 }
 
-/// One line of an allow-list: the call, and for which arguments (any of the rules; none: all).
+/// One line of a list: the call, and for which arguments (any of the rules; none: all).
 pub(crate) type Line = (libc::c_long, Vec<SeccompRule>);
 
 /// The filters of one profile, ready for the kernel. The strictest verdict of all counts.
 #[derive(Debug)]
 pub(crate) struct Filters(Vec<BpfProgram>);
 
+/// What a profile says about system calls it does not kill for.
+pub(crate) struct Lists {
+    /// Allowed.
+    pub(crate) allowed: Vec<Line>,
+    /// Answered with "no such system call" (ENOSYS), by calls for which the program has a
+    /// substitute or a way to end.
+    pub(crate) refused: Vec<Line>,
+}
+
 /// Translates a profile for the kernel.
 ///
 /// If `execute` is given, `execve` is allowed for a path at that very address. The address means
-/// nothing to the program once it runs, so the program cannot execute another one, nor itself
-/// again (which is how User-Mode Linux reboots: here it ends).
+/// nothing to the program once it runs, so the program cannot execute another one.
 pub(crate) fn compile(profile: Profile, execute: Option<&CStr>) -> Result<Filters, JailError> {
-    let (mut allowed, absent) = match profile {
-        Profile::None => return Ok(Filters(Vec::new())),
-        Profile::Uml => uml::list(),
-        Profile::Qemu => qemu::list(),
-        Profile::Device => device::list(),
-    }
-    .map_err(|error| filter_error(profile, &error))?;
-    if let Some(path) = execute {
-        let address = path.as_ptr().addr() as u64;
-        let rule = rule(0, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, address);
-        let rule = rule.map_err(|error| filter_error(profile, &error))?;
-        allowed.push((libc::SYS_execve, vec![rule]));
-    }
-    let allowed: BTreeMap<_, _> = allowed
-        .into_iter()
-        .chain(absent.iter().map(|call| (*call, Vec::new())))
-        .collect();
-    let mut programs = Vec::new();
-    let mut add = |rules, mismatch, matched| {
-        let filter = SeccompFilter::new(rules, mismatch, matched, architecture())?;
-        programs.push(BpfProgram::try_from(filter)?);
-        Ok::<_, seccompiler::BackendError>(())
+    let build = || {
+        let mut lists = match profile {
+            Profile::None => return Ok(Vec::new()),
+            Profile::Uml => uml::lists(),
+            Profile::Qemu => qemu::lists(),
+            Profile::Device => device::lists(),
+        }?;
+        if let Some(path) = execute {
+            let address = path.as_ptr().addr() as u64;
+            let is = |operation| rule(0, SeccompCmpArgLen::Qword, operation, address);
+            if profile == Profile::Uml {
+                // The kernel reboots by executing itself; when it cannot, it ends.
+                lists
+                    .refused
+                    .push((libc::SYS_execve, vec![is(SeccompCmpOp::Ne)?]));
+            } else {
+                lists
+                    .allowed
+                    .push((libc::SYS_execve, vec![is(SeccompCmpOp::Eq)?]));
+            }
+        }
+        programs(lists)
     };
-    add(allowed, SeccompAction::KillProcess, SeccompAction::Allow)
-        .map_err(|error| filter_error(profile, &error))?;
-    if !absent.is_empty() {
-        // Calls that libraries try first and have a substitute for: say that they do not exist.
-        #[allow(clippy::cast_sign_loss, reason = "error numbers are positive")]
-        let verdict = SeccompAction::Errno(libc::ENOSYS as u32);
-        let absent = absent.into_iter().map(|call| (call, Vec::new())).collect();
-        add(absent, SeccompAction::Allow, verdict)
-            .map_err(|error| filter_error(profile, &error))?;
+    build().map(Filters).map_err(|error| JailError::Filter {
+        profile,
+        reason: error.to_string(),
+    })
+}
+
+fn programs(lists: Lists) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
+    // The kernel heeds the strictest verdict of all filters, so one that is to refuse a call needs
+    // the others to allow it.
+    let mut allowed: BTreeMap<_, _> = lists.allowed.into_iter().collect();
+    for (call, _) in &lists.refused {
+        allowed.entry(*call).or_default();
     }
-    Ok(Filters(programs))
+    #[allow(clippy::cast_sign_loss, reason = "error numbers are positive")]
+    let refusal = SeccompAction::Errno(libc::ENOSYS as u32);
+    let filters = [
+        (
+            lists.refused.into_iter().collect(),
+            SeccompAction::Allow,
+            refusal,
+        ),
+        (allowed, SeccompAction::KillProcess, SeccompAction::Allow),
+    ];
+    filters
+        .into_iter()
+        .map(|(rules, otherwise, matched)| {
+            SeccompFilter::new(rules, otherwise, matched, architecture())?.try_into()
+        })
+        .collect()
 }
 
 /// Puts the filters in force for this thread and all it will create.
 pub(crate) fn install(filters: &Filters) -> Result<(), JailError> {
-    // The second filter must be in force first: once the allow-list is, there is no `seccomp` call.
-    for program in filters.0.iter().rev() {
+    // In this order: once the allow-list is in force, no further filter can be installed.
+    for program in &filters.0 {
         seccompiler::apply_filter(program).map_err(|error| match error {
             seccompiler::Error::Prctl(source) | seccompiler::Error::Seccomp(source) => {
                 JailError::Confine {
@@ -98,13 +127,6 @@ pub(crate) fn install(filters: &Filters) -> Result<(), JailError> {
     Ok(())
 }
 
-fn filter_error(profile: Profile, error: &seccompiler::BackendError) -> JailError {
-    JailError::Filter {
-        profile,
-        reason: error.to_string(),
-    }
-}
-
 const fn architecture() -> TargetArch {
     if cfg!(target_arch = "aarch64") {
         TargetArch::aarch64
@@ -113,14 +135,12 @@ const fn architecture() -> TargetArch {
     }
 }
 
-pub(crate) type Lists = Result<(Vec<Line>, Vec<libc::c_long>), seccompiler::BackendError>;
-
-/// Allows calls with any arguments.
+/// Any of the calls, with any arguments.
 pub(crate) fn any(calls: &[libc::c_long]) -> Vec<Line> {
     calls.iter().map(|call| (*call, Vec::new())).collect()
 }
 
-/// Allows `call` when the given argument (from 0), as a 32-bit value, is one of `values`.
+/// The `call` when the given argument (from 0), as a 32-bit value, is one of `values`.
 pub(crate) fn one_of(
     call: libc::c_long,
     argument: u8,
@@ -133,7 +153,7 @@ pub(crate) fn one_of(
     Ok((call, rules))
 }
 
-/// Allows `call` when the given argument, a pointer, is null.
+/// The `call` when the given argument, a pointer, is null.
 pub(crate) fn null(call: libc::c_long, argument: u8) -> Result<Line, seccompiler::BackendError> {
     Ok((
         call,
@@ -146,24 +166,7 @@ pub(crate) fn null(call: libc::c_long, argument: u8) -> Result<Line, seccompiler
     ))
 }
 
-/// Allows `call` unless the given argument, as a 32-bit value, is `value`.
-pub(crate) fn not_equal(
-    call: libc::c_long,
-    argument: u8,
-    value: u64,
-) -> Result<Line, seccompiler::BackendError> {
-    Ok((
-        call,
-        vec![rule(
-            argument,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::Ne,
-            value,
-        )?],
-    ))
-}
-
-/// Allows `call` when none of the bits of `mask` is set in the given argument.
+/// The `call` when none of the bits of `mask` is set in the given argument.
 pub(crate) fn without_bits(
     call: libc::c_long,
     argument: u8,

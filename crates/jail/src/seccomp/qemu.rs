@@ -30,7 +30,7 @@ fn ioctls() -> Result<Line, seccompiler::BackendError> {
     Ok((call, rules))
 }
 
-pub(super) fn list() -> Lists {
+pub(super) fn lists() -> Result<Lists, seccompiler::BackendError> {
     let mut lines = any(&[
         // Life of the process and its threads.
         libc::SYS_exit,
@@ -162,11 +162,14 @@ pub(super) fn list() -> Lists {
     ]);
     // The C library falls back to clone, whose arguments a filter can read. libnuma, when loaded,
     // asks for the memory policy, and QEMU for io_uring; both are content with a kernel without.
-    let absent = vec![
+    let refused = any(&[
         libc::SYS_clone3,
         libc::SYS_get_mempolicy,
         libc::SYS_set_mempolicy,
         libc::SYS_io_uring_setup,
-    ];
-    Ok((lines, absent))
+    ]);
+    Ok(Lists {
+        allowed: lines,
+        refused,
+    })
 }

@@ -4,15 +4,16 @@
 //! tracer (PTRACE_SYSEMU) before it looks at seccomp filters, and they never run on the host. What
 //! is judged is the UML kernel itself and the stub it maps into its traced children.
 
-use super::{Lists, NAMESPACE_FLAGS, any, not_equal, null, one_of, without_bits};
+use super::{Lists, NAMESPACE_FLAGS, any, null, one_of, without_bits};
 
-pub(super) fn list() -> Lists {
+pub(super) fn lists() -> Result<Lists, seccompiler::BackendError> {
     let mut lines = any(&[
         // Life of the process and its traced children.
         libc::SYS_exit,
         libc::SYS_exit_group,
         libc::SYS_wait4,
         libc::SYS_ptrace,
+        libc::SYS_kill,
         libc::SYS_tkill,
         libc::SYS_tgkill,
         libc::SYS_getpid,
@@ -118,9 +119,6 @@ pub(super) fn list() -> Lists {
     lines.extend([
         // Limits may be read, not changed.
         null(libc::SYS_prlimit64, 2)?,
-        // SIGABRT is how the kernel ends itself after a panic, over and over until it works. As
-        // number 1 of a pid namespace it is immune to its own signals, but not to this filter.
-        not_equal(libc::SYS_kill, 1, libc::SIGABRT as u64)?,
         one_of(libc::SYS_socket, 0, &[libc::AF_UNIX as u64])?,
         one_of(libc::SYS_socketpair, 0, &[libc::AF_UNIX as u64])?,
         without_bits(libc::SYS_clone, 0, NAMESPACE_FLAGS)?,
@@ -147,5 +145,19 @@ pub(super) fn list() -> Lists {
             ],
         )?,
     ]);
-    Ok((lines, vec![libc::SYS_clone3]))
+    #[allow(
+        clippy::cast_sign_loss,
+        reason = "a constant of the kernel's interface"
+    )]
+    let refused = vec![
+        (libc::SYS_clone3, Vec::new()),
+        // After a panic the kernel sends itself SIGABRT, over and over until it works or fails. As
+        // number 1 of a pid namespace it is immune to its own signals; but if it cannot send them
+        // it exits, with status 127.
+        one_of(libc::SYS_kill, 1, &[libc::SIGABRT as u64])?,
+    ];
+    Ok(Lists {
+        allowed: lines,
+        refused,
+    })
 }

@@ -67,6 +67,7 @@ impl Running {
             args: vec!["sh".into(), "-c".into(), script.into()],
             env: vec!["ONLY=this".into()],
             personality: 0,
+            processes: Some(64),
         };
         Self::start(&["exec", &serde_json::to_string(&config).expect("json")])
     }
