@@ -1,0 +1,13 @@
+//! Both devices in front of a real kernel in QEMU, without hardware help.
+//!
+//! Needs root and `BULKHEAD_TEST_VMLINUX=<kernel>`; says so and passes otherwise.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
+
+mod common;
+#[macro_use]
+#[path = "common/scenarios.rs"]
+mod scenarios;
+
+use common::{Hypervisor, Machine};
+
+scenarios!(Hypervisor::qemu());
