@@ -155,3 +155,18 @@ fn launch_error(
     };
     driver.launch(machine, io).unwrap_err().to_string()
 }
+
+#[test]
+fn processes_of_the_machine_are_bounded() {
+    let mut guest = Guest::that(WANTED, "wait");
+    guest.wait_for("guest is up");
+
+    let limits = guest.proc("limits");
+    let limit = limits
+        .lines()
+        .find(|line| line.starts_with("Max processes"))
+        .unwrap();
+    let limit: Vec<_> = limit.split_whitespace().skip(2).take(2).collect();
+    // 16 for each of 96 MiB, soft and hard.
+    assert_eq!(limit, ["1536", "1536"]);
+}

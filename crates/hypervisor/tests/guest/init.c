@@ -11,7 +11,7 @@ static long call(long number, long a, long b, long c, long d)
 	return result;
 }
 
-enum { WRITE = 1, PAUSE = 34, FORK = 57, EXIT = 60, REBOOT = 169, GETPID = 39 };
+enum { WRITE = 1, PAUSE = 34, EXIT = 60, REBOOT = 169, GETPID = 39 };
 
 static void say(const char *text)
 {
