@@ -1,0 +1,41 @@
+# A thin front: the work is done by xtask (`cargo xtask --help`).
+
+PREFIX ?= /usr/local
+HYPERVISOR ?= auto
+XTASK := cargo run --quiet --locked --package xtask --
+
+.PHONY: help run test bench build kernel install uninstall clean
+
+help:
+	@echo 'make run        run a container in its own virtual machine   [HYPERVISOR=auto|uml|qemu]'
+	@echo 'make test       everything CI runs                           [TEST=part-of-a-name]'
+	@echo 'make bench      start time, memory, throughput beside peers  [BENCH=options]'
+	@echo 'make build      programs, initramfs and kernels under build/'
+	@echo 'make kernel     the guest kernels only'
+	@echo 'make install    copy build/ to a prefix                      [PREFIX=/usr/local]'
+	@echo 'make uninstall  remove it again                              [PREFIX=/usr/local]'
+	@echo 'make clean      remove what was built here; built kernels stay in the cache'
+
+run:
+	@$(XTASK) run --hypervisor $(HYPERVISOR)
+
+test:
+	@$(XTASK) test $(TEST)
+
+bench:
+	@$(XTASK) bench -- $(BENCH)
+
+build:
+	@$(XTASK) build
+
+kernel:
+	@$(XTASK) kernel
+
+install: build
+	@$(XTASK) install --prefix $(PREFIX)
+
+uninstall:
+	@$(XTASK) uninstall --prefix $(PREFIX)
+
+clean:
+	rm -rf build target fuzz/target

@@ -1,0 +1,38 @@
+//! Where things are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Root of the source tree.
+pub fn root() -> &'static Path {
+    // The manifest directory is `<root>/xtask`.
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+}
+
+/// The build tree: laid out like an installation prefix.
+pub fn build() -> PathBuf {
+    root().join("build")
+}
+
+/// Kernels and initramfs in the build tree.
+pub fn build_lib() -> PathBuf {
+    build().join("lib/bulkhead")
+}
+
+/// Directory for what is expensive to make and does not depend on this tree
+/// alone: `$BULKHEAD_CACHE`, else `$XDG_CACHE_HOME/bulkhead`, else
+/// `~/.cache/bulkhead`.
+pub fn cache() -> Result<PathBuf> {
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    set("BULKHEAD_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("bulkhead")))
+        .or_else(|| Some(set("HOME")?.join(".cache/bulkhead")))
+        .context("There is no place for the cache: set BULKHEAD_CACHE or HOME")
+}

@@ -1,0 +1,218 @@
+//! `make test`: everything CI runs, summed up in one line.
+
+mod fuzz;
+mod tally;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::command::{brief, cargo, lines, show, succeeds};
+use crate::{build, licences, paths, setup};
+use tally::{Reader, Tally};
+
+/// A suite that takes longer hangs; seconds.
+const SUITE_LIMIT: &str = "2700";
+
+/// What to run.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Run the end-to-end suites on this hypervisor only
+    #[arg(long)]
+    hypervisor: Option<String>,
+    /// Run only the tests whose name contains this; leaves the checks out
+    filter: Option<String>,
+}
+
+/// Runs the suites and prints the sum; fails if a test failed.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let start = Instant::now();
+    setup::ensure(setup::Purpose::Everything, false)?;
+    let mut tally = Tally::default();
+    if options.filter.is_none() {
+        checks(&mut tally)?;
+    }
+    // Built before the suites, so that a test's time is the test's.
+    build::all(None)?;
+    suites(options, &mut tally)?;
+    if options.filter.is_none() {
+        fuzz::smoke(&mut tally)?;
+    }
+    tally.print();
+    println!("time: {}", brief(start.elapsed()));
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed,
+        tally.failed.len(),
+        tally.skipped.len()
+    );
+    Ok(if tally.failed.is_empty() && tally.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Each check counts as one test.
+fn checks(tally: &mut Tally) -> Result<()> {
+    heading("checks");
+    if succeeds(cargo().args(["fmt", "--version"])) {
+        step(
+            tally,
+            "formatting",
+            cargo().args(["fmt", "--all", "--check"]),
+        )?;
+    } else {
+        tally.skip(
+            "formatting",
+            "rustfmt is not installed: rustup component add rustfmt",
+        );
+    }
+    if succeeds(cargo().args(["clippy", "--version"])) {
+        step(
+            tally,
+            "clippy",
+            cargo()
+                .args([
+                    "clippy",
+                    "--quiet",
+                    "--locked",
+                    "--workspace",
+                    "--all-targets",
+                ])
+                .args(["--", "--deny=warnings"]),
+        )?;
+    } else {
+        tally.skip("clippy", "it is not installed: rustup component add clippy");
+    }
+    match licences::check()?.report() {
+        Ok(()) => tally.pass(),
+        Err(err) => tally.fail(format!("licences: {err:#}")),
+    }
+    Ok(())
+}
+
+fn step(tally: &mut Tally, name: &str, command: &mut Command) -> Result<()> {
+    println!("{name}: {}", show(command));
+    let status = lines(command, Duration::from_secs(5), |line| {
+        if let Some(line) = line {
+            println!("{line}");
+        }
+    })?;
+    if status.success() {
+        tally.pass()
+    } else {
+        tally.fail(format!("{name}: {status}"))
+    }
+    Ok(())
+}
+
+/// Unit and integration tests of the crates, then the end-to-end suites, each
+/// as far as it is there.
+fn suites(options: &Options, tally: &mut Tally) -> Result<()> {
+    let filter = options.filter.as_deref();
+    if options.hypervisor.is_none() {
+        heading("unit tests");
+        let mut unit = cargo();
+        unit.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
+        if has_end_to_end() {
+            unit.args(["--exclude", "bulkhead-tests"]);
+        }
+        suite(tally, &mut unit, filter)?;
+    }
+    if has_end_to_end() {
+        heading("end-to-end tests");
+        let mut tests = cargo();
+        tests.args([
+            "test",
+            "--locked",
+            "--package=bulkhead-tests",
+            "--no-fail-fast",
+        ]);
+        if let Some(hypervisor) = &options.hypervisor {
+            tests.env("BULKHEAD_TEST_HYPERVISOR", hypervisor);
+        }
+        suite(tally, &mut tests, filter)?;
+    }
+    Ok(())
+}
+
+fn has_end_to_end() -> bool {
+    paths::root().join("tests/Cargo.toml").is_file()
+}
+
+/// Runs one `cargo test` and adds its results.
+///
+/// A test that finds that it cannot run here appends `name: reason` to the file
+/// named by `BULKHEAD_SKIPS` and returns: it then counts as skipped.
+fn suite(tally: &mut Tally, cargo: &mut Command, filter: Option<&str>) -> Result<()> {
+    let skips = Skips::new()?;
+    cargo.env("BULKHEAD_SKIPS", &skips.path);
+    cargo.arg("--").args(filter);
+    let mut reader = Reader::default();
+    println!("{}", show(cargo));
+    let status = lines(&mut guarded(cargo), Duration::from_secs(10), |line| {
+        if let Some(line) = line {
+            println!("{line}");
+            reader.line(line);
+        }
+    })?;
+    let failed = reader.failed();
+    reader.add_to(tally, &fs::read_to_string(&skips.path).unwrap_or_default());
+    if !status.success() && failed == 0 {
+        // It did not compile, or a test took the whole process with it.
+        let why = match status.code() {
+            Some(124 | 137) => "it took too long",
+            _ => "it did not compile or died; see above",
+        };
+        tally.fail(format!("{}: {why}", show(cargo)));
+    }
+    Ok(())
+}
+
+/// The same command under `timeout`, which ends the whole process group.
+fn guarded(command: &Command) -> Command {
+    let mut guarded = Command::new("timeout");
+    guarded
+        .args(["--kill-after=10", SUITE_LIMIT])
+        .arg(command.get_program())
+        .args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        guarded.current_dir(dir);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => guarded.env(name, value),
+            None => guarded.env_remove(name),
+        };
+    }
+    guarded
+}
+
+/// A file in which tests note that they were skipped; gone when dropped.
+struct Skips {
+    path: PathBuf,
+}
+
+impl Skips {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("bulkhead-skips-{}", std::process::id()));
+        fs::write(&path, "").with_context(|| format!("Cannot create {}", path.display()))?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Skips {
+    fn drop(&mut self) {
+        // Nothing depends on it any more.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn heading(text: &str) {
+    println!("\n== {text}");
+}

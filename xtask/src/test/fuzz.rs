@@ -1,0 +1,117 @@
+//! A short run of each fuzz target.
+//!
+//! The targets are ordinary libFuzzer programs. The compiler's coverage pass is
+//! all that they need, so that they are built here with the stable toolchain
+//! and without cargo-fuzz.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::heading;
+use super::tally::Tally;
+use crate::command::{cargo, command, lines};
+use crate::paths;
+
+/// Time given to each target.
+const SECONDS: u32 = 10;
+
+const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks -Ccodegen-units=1";
+
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    bin: Vec<Target>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// Builds the targets and runs each for some seconds, from its seeds.
+pub fn smoke(tally: &mut Tally) -> Result<()> {
+    let dir = paths::root().join("fuzz");
+    let path = dir.join("Cargo.toml");
+    if !path.is_file() {
+        return Ok(());
+    }
+    heading("fuzz targets");
+    let text = fs::read_to_string(&path)?;
+    let manifest: Manifest =
+        toml::from_str(&text).with_context(|| format!("Cannot parse {}", path.display()))?;
+    let triple = "x86_64-unknown-linux-gnu";
+    let mut build = cargo();
+    build
+        .args(["build", "--release", "--manifest-path"])
+        .arg(&path)
+        .arg(format!("--target={triple}"))
+        .arg("--target-dir=fuzz/target")
+        .env("RUSTFLAGS", COVERAGE);
+    println!("building {} targets", manifest.bin.len());
+    let status = lines(&mut build, Duration::from_secs(10), |line| match line {
+        Some(line) => println!("{line}"),
+        None => println!("fuzz: building"),
+    })?;
+    if !status.success() {
+        tally.fail("the fuzz targets do not build");
+        return Ok(());
+    }
+    for target in manifest.bin {
+        let program = dir
+            .join("target")
+            .join(triple)
+            .join("release")
+            .join(&target.name);
+        one(tally, &dir, &target.name, &program)?;
+    }
+    Ok(())
+}
+
+fn one(tally: &mut Tally, dir: &Path, name: &str, program: &Path) -> Result<()> {
+    let artifacts = dir.join("artifacts").join(name);
+    let corpus = dir.join("corpus").join(name);
+    fs::create_dir_all(&artifacts)?;
+    fs::create_dir_all(&corpus)?;
+    let mut fuzzer = command(program);
+    fuzzer
+        .arg(format!("-max_total_time={SECONDS}"))
+        .args([
+            "-timeout=5",
+            "-rss_limit_mb=2048",
+            "-verbosity=0",
+            "-print_final_stats=1",
+        ])
+        .arg(format!("-artifact_prefix={}/", artifacts.display()))
+        .arg(&corpus);
+    let seeds = dir.join("seeds").join(name);
+    if seeds.is_dir() {
+        fuzzer.arg(seeds);
+    }
+    let mut output = String::new();
+    let status = lines(&mut fuzzer, Duration::from_secs(10), |line| {
+        if let Some(line) = line {
+            output += line;
+            output.push('\n');
+        }
+    })?;
+    if status.success() {
+        let runs = output
+            .lines()
+            .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+        println!("fuzz {name}: {} inputs", runs.unwrap_or("?").trim());
+        tally.pass();
+    } else {
+        print!("{output}");
+        tally.fail(format!(
+            "fuzz {name}: {status}; the input is in {}",
+            artifacts.display()
+        ));
+    }
+    Ok(())
+}

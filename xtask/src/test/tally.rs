@@ -1,0 +1,181 @@
+//! Counting what suites report.
+
+/// The sum over all suites.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Tests that passed.
+    pub passed: usize,
+    /// Names of tests that failed.
+    pub failed: Vec<String>,
+    /// Tests that did not run, each with its reason.
+    pub skipped: Vec<String>,
+}
+
+impl Tally {
+    /// One more passed.
+    pub fn pass(&mut self) {
+        self.passed += 1;
+    }
+
+    /// One more failed.
+    pub fn fail(&mut self, name: impl Into<String>) {
+        self.failed.push(name.into());
+    }
+
+    /// One more skipped.
+    pub fn skip(&mut self, name: &str, reason: &str) {
+        self.skipped.push(format!("{name}: {reason}"));
+    }
+
+    /// Prints what was skipped and what failed.
+    pub fn print(&self) {
+        println!();
+        for skipped in &self.skipped {
+            println!("skipped  {skipped}");
+        }
+        for failed in &self.failed {
+            println!("FAILED   {failed}");
+        }
+    }
+}
+
+/// Reads what `cargo test` prints.
+///
+/// The numbers come from the result line of each test binary, which is right
+/// even where a test's own output got between the others.
+#[derive(Debug, Default)]
+pub struct Reader {
+    passed: usize,
+    failed_count: usize,
+    failed: Vec<String>,
+    ignored_count: usize,
+    ignored: Vec<String>,
+    in_failures: bool,
+}
+
+impl Reader {
+    /// Takes one line of output.
+    pub fn line(&mut self, line: &str) {
+        if let Some(result) = line.strip_prefix("test result: ") {
+            self.in_failures = false;
+            self.passed += number_before(result, " passed");
+            self.failed_count += number_before(result, " failed");
+            self.ignored_count += number_before(result, " ignored");
+        } else if line == "failures:" {
+            self.in_failures = true;
+        } else if let Some(name) = line.strip_prefix("    ").filter(|_| self.in_failures) {
+            // The first list holds outputs, the second the names; an output may
+            // look like a name, so only the last ones count, see `failed_names`.
+            self.failed.push(name.to_owned());
+        } else if let Some((name, reason)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(" ... ignored"))
+        {
+            let reason = reason.trim_start_matches(", ");
+            self.ignored.push(match reason {
+                "" => format!("{name}: ignored without a reason"),
+                reason => format!("{name}: {reason}"),
+            });
+        }
+    }
+
+    /// Number of tests that failed.
+    pub fn failed(&self) -> usize {
+        self.failed_count
+    }
+
+    /// Adds the results; `skips` are the lines `name: reason` of tests that
+    /// found out while running that they cannot run here.
+    pub fn add_to(self, tally: &mut Tally, skips: &str) {
+        let skips: Vec<&str> = skips.lines().filter(|line| !line.is_empty()).collect();
+        tally.passed += self.passed.saturating_sub(skips.len());
+        tally.skipped.extend(skips.into_iter().map(str::to_owned));
+        for index in 0..self.ignored_count {
+            let known = self.ignored.get(index).cloned();
+            tally
+                .skipped
+                .push(known.unwrap_or_else(|| "a test that was ignored".to_owned()));
+        }
+        let start = self.failed.len().saturating_sub(self.failed_count);
+        for index in 0..self.failed_count {
+            let known = self.failed.get(start + index).cloned();
+            tally
+                .failed
+                .push(known.unwrap_or_else(|| "a test; see above".to_owned()));
+        }
+    }
+}
+
+/// `3` from `ok. 3 passed; …`.
+fn number_before(text: &str, word: &str) -> usize {
+    text.split_once(word)
+        .and_then(|(before, _)| before.rsplit(|c: char| !c.is_ascii_digit()).next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(text: &str, skips: &str) -> Tally {
+        let mut reader = Reader::default();
+        text.lines().for_each(|line| reader.line(line));
+        let mut tally = Tally::default();
+        reader.add_to(&mut tally, skips);
+        tally
+    }
+
+    #[test]
+    fn results_of_several_binaries_are_summed() {
+        let sum = tally(
+            "running 2 tests\ntest a ... ok\ntest b ... ok\n\
+             test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+             test result: ok. 13 passed; 0 failed; 0 ignored; 0 measured; 4 filtered out\n",
+            "",
+        );
+
+        assert_eq!(
+            (sum.passed, sum.failed.len(), sum.skipped.len()),
+            (15, 0, 0)
+        );
+    }
+
+    #[test]
+    fn failure_is_counted_and_named() {
+        let sum = tally(
+            "test a::b ... FAILED\n\nfailures:\n\n---- a::b stdout ----\n    left: 1\n\n\
+             failures:\n    a::b\n\n\
+             test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n",
+            "",
+        );
+
+        assert_eq!(sum.passed, 1);
+        assert_eq!(sum.failed, ["a::b"]);
+    }
+
+    #[test]
+    fn test_ignored_is_skipped_with_its_reason() {
+        let sum = tally(
+            "test slow ... ignored, needs /dev/kvm\ntest other ... ignored\n\
+             test result: ok. 0 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out\n",
+            "",
+        );
+
+        assert_eq!(
+            sum.skipped,
+            ["slow: needs /dev/kvm", "other: ignored without a reason"]
+        );
+    }
+
+    #[test]
+    fn test_that_skipped_itself_does_not_count_as_passed() {
+        let sum = tally(
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n",
+            "kvm_boots: no hardware virtualisation\n",
+        );
+
+        assert_eq!(sum.passed, 2);
+        assert_eq!(sum.skipped, ["kvm_boots: no hardware virtualisation"]);
+    }
+}
