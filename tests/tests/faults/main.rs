@@ -1,0 +1,60 @@
+//! Nothing is left, nothing is lost: whichever process ends at whichever moment, every trace of the
+//! container goes, and what is reported is true.
+
+mod crowd;
+mod exhausted;
+mod guest;
+mod killed;
+mod lib_dir;
+mod scene;
+mod starts;
+
+use bulkhead_tests::suite;
+
+use crowd::*;
+use exhausted::*;
+use guest::*;
+use killed::*;
+use starts::*;
+
+suite! {
+    alone;
+    both:
+        end_in_order_leaves_nothing,
+        end_by_signal_leaves_nothing,
+        kernel_image_damaged_fails_clean,
+        initramfs_damaged_fails_clean,
+        command_killed_while_running_takes_all_along,
+        sandbox_killed_while_running_is_told,
+        hypervisor_killed_while_running_is_told,
+        device_process_killed_while_running_is_told,
+        command_killed_while_booting_takes_all_along,
+        sandbox_killed_while_booting_is_told,
+        hypervisor_killed_while_booting_is_told,
+        device_process_killed_while_booting_is_told,
+        each_process_killed_while_ending_leaves_nothing,
+        command_and_sandbox_killed_listed_truthfully,
+        sandbox_terminated_ends_the_container_in_order,
+        agent_killed_is_reported,
+        kernel_panic_is_reported,
+        container_out_of_memory_is_reported,
+        guest_out_of_memory_is_reported;
+    uml:
+        kernel_image_missing_fails_clean,
+        initramfs_empty_fails_clean,
+        hypervisor_that_exits_at_once_fails_clean,
+        hypervisor_that_never_calls_home_fails_clean,
+        program_missing_fails_clean,
+        start_called_off_by_a_signal_leaves_nothing,
+        bundle_refused_leaves_nothing,
+        everything_killed_at_once_listed_truthfully,
+        kept_container_with_its_processes_killed_stays_listed,
+        state_damaged_is_told_and_removable,
+        agent_frozen_container_still_killable,
+        disk_full_fails_clean_at_every_step,
+        descriptors_exhausted_fails_clean_at_every_step,
+        processes_exhausted_fails_clean,
+        same_name_twice_at_once_has_one_winner,
+        ten_at_once_start_and_end_clean,
+        containers_made_and_killed_in_a_row_leave_nothing;
+}
