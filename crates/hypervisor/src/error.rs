@@ -34,7 +34,9 @@ pub enum HypervisorError {
         wanted: Flavour,
     },
     /// More processors than the driver can give.
-    #[error("Hypervisor {driver} gives a machine at most {most} processors, not {asked}")]
+    #[error(
+        "{asked} processors are more than hypervisor {driver} gives a machine ({most}); ask for fewer or choose another with --hypervisor"
+    )]
     Vcpus {
         /// The driver.
         driver: Kind,

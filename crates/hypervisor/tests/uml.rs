@@ -107,7 +107,7 @@ fn more_processors_than_one_are_refused() {
     let error = launch_error(&*driver, &machine);
     assert_eq!(
         error,
-        "Hypervisor uml gives a machine at most 1 processors, not 2"
+        "2 processors are more than hypervisor uml gives a machine (1); ask for fewer or choose another with --hypervisor"
     );
 }
 

@@ -11,9 +11,13 @@ use crate::JailError;
 use crate::capability::{self, Capability, last_errno};
 use crate::spawn::PARENT_FD;
 
-/// Sets the host name and empties the domain name.
+/// Longest host name (`__NEW_UTS_LEN` of the kernel).
+const LONGEST_NAME: usize = 64;
+
+/// Sets the host name, as much of it as fits, and empties the domain name.
 pub(crate) fn hostname(name: &str) -> Result<(), JailError> {
-    rustix::system::sethostname(name.as_bytes())
+    let name = name.as_bytes();
+    rustix::system::sethostname(name.get(..LONGEST_NAME).unwrap_or(name))
         .map_err(JailError::confine("set the host name"))?;
     rustix::system::setdomainname(b"").map_err(JailError::confine("clear the domain name"))
 }

@@ -33,7 +33,7 @@ pub use spawn::{Child, Command, Namespaces, PARENT_FD, spawn};
 /// The walls a process puts around itself with [`Jail::enter`].
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Jail {
-    /// Host name inside the jail's UTS namespace.
+    /// Host name inside the jail's UTS namespace; what is longer than 64 bytes is cut off.
     pub hostname: String,
     /// The file system the process will see.
     pub root: Root,

@@ -210,3 +210,11 @@ fn program_with_a_limit_of_processes_cannot_raise_it() {
         ["64", "64"]
     );
 }
+
+#[test]
+fn name_longer_than_the_kernel_takes_is_cut() {
+    let mut jail = Jail::new(&"n".repeat(100), UID, UID, Profile::None);
+    jail.cpus = vec![0];
+    let (output, _, _) = Running::shell(&jail, "/bin/busybox hostname").finish();
+    assert_eq!(output, format!("{}\n", "n".repeat(64)));
+}

@@ -5,7 +5,7 @@ use crate::Machine;
 
 /// Bound of the translator's buffer. Its default takes a gigabyte of address space and, used to the
 /// full by a long-lived guest, of memory.
-const TRANSLATION_BUFFER_MIB: u32 = 128;
+const TRANSLATION_BUFFER_MIB: u32 = 64;
 
 pub(super) fn list(
     machine: &Machine,
