@@ -169,7 +169,7 @@ fn read_end(path: &Path) -> io::Result<OwnedFd> {
 /// Copies until the end of `from`, until `to` takes no more, or, once `ended` is readable, until
 /// nothing has come for a while.
 fn copy_until(from: BorrowedFd<'_>, to: BorrowedFd<'_>, ended: BorrowedFd<'_>) {
-    let mut mover = Mover::default();
+    let mut mover = Mover::between(from, to);
     let mut limit = None;
     loop {
         let mut fds = [
@@ -198,18 +198,32 @@ fn copy_until(from: BorrowedFd<'_>, to: BorrowedFd<'_>, ended: BorrowedFd<'_>) {
 
 /// Copies until the end of `from` or until `to` takes no more.
 fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
-    let mut mover = Mover::default();
+    let mut mover = Mover::between(from, to);
     while mover.move_some(from, to) {}
 }
 
-/// Moves bytes with `splice(2)`, or through a buffer where that is not possible (a terminal, a file
-/// opened for appending).
-#[derive(Debug, Default)]
+/// Moves bytes with `splice(2)`, or through a buffer where that is not possible (a file opened for
+/// appending) or not good (a terminal, a socket).
+#[derive(Debug)]
 struct Mover {
     buffer: Vec<u8>,
 }
 
 impl Mover {
+    /// The kernel holds the pipe's lock while it waits for the other end of a splice, unless that is
+    /// a pipe too: a terminal nobody types at would keep the device process, which has our FIFOs'
+    /// other ends, from all its work.
+    fn between(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Self {
+        let waits_elsewhere = |fd| {
+            let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+            !matches!(kind, Ok(FileType::Fifo | FileType::RegularFile))
+        };
+        let buffered = waits_elsewhere(from) || waits_elsewhere(to);
+        Self {
+            buffer: vec![0; if buffered { COPY } else { 0 }],
+        }
+    }
+
     /// Moves what is there, waiting for something if need be. False at the end of `from`, and when
     /// `to` takes no more.
     fn move_some(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
