@@ -14,14 +14,17 @@ use super::stream::Stream;
 /// Backlog capacity above which an emptied backlog gives its memory back, in bytes.
 const KEEP: usize = 16 * 1024;
 
-/// A host descriptor in the epoll set, edge-triggered: `ready` says whether the last call on it
-/// was not refused.
+/// A host descriptor in the epoll set, edge-triggered.
 #[derive(Debug)]
 struct Side {
     fd: Option<HostFd>,
     epoll: Arc<Epoll>,
+    token: u64,
     watched: bool,
+    /// Whether the next call on it may do something.
     ready: bool,
+    /// Whether the other end was seen to be closed: there is an end of the stream to be read.
+    ended: bool,
 }
 
 impl Side {
@@ -33,12 +36,40 @@ impl Side {
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => false,
             Err(e) => return Err(e),
         };
+        let epoll = Arc::clone(epoll);
         Ok(Self {
             fd: Some(fd),
-            epoll: Arc::clone(epoll),
+            epoll,
+            token,
             watched,
             ready: true,
+            ended: false,
         })
+    }
+
+    /// Changes what is waited for, besides errors. An event that is due already is reported again.
+    fn watch(&self, interest: EventSet) {
+        if let Some(fd) = self.fd.as_ref().filter(|_| self.watched) {
+            let event = EpollEvent::new(interest | EventSet::EDGE_TRIGGERED, self.token);
+            let _ = self
+                .epoll
+                .ctl(ControlOperation::Modify, fd.as_raw_fd(), event);
+        }
+    }
+
+    /// The descriptor takes no more for now. Only then is its readiness of interest: a socket
+    /// reports room for more every time its peer has read something.
+    fn blocked(&mut self) {
+        self.ready = false;
+        self.watch(EventSet::OUT);
+    }
+
+    /// The descriptor takes more.
+    fn unblocked(&mut self) {
+        if !self.ready {
+            self.ready = true;
+            self.watch(EventSet::empty());
+        }
     }
 
     /// Takes the descriptor out of the epoll set. The sandbox process may hold copies of it, so
@@ -108,7 +139,7 @@ impl Connection {
                 .transpose()
         };
         let reader = side(reader, EventSet::IN | EventSet::READ_HANG_UP)?;
-        let writer = side(writer, EventSet::OUT)?;
+        let writer = side(writer, EventSet::empty())?;
         Ok(Self {
             stream,
             has_reader: reader.is_some(),
@@ -142,9 +173,10 @@ impl Connection {
     }
 
     /// An event of the reader's descriptor.
-    pub(super) fn reader_event(&mut self) {
+    pub(super) fn reader_event(&mut self, events: EventSet) {
         if let Some(side) = &mut self.reader {
             side.ready = true;
+            side.ended |= events.intersects(EventSet::HANG_UP | EventSet::READ_HANG_UP);
         }
     }
 
@@ -156,7 +188,7 @@ impl Connection {
             return;
         }
         if let Some(side) = &mut self.writer {
-            side.ready = true;
+            side.unblocked();
         }
         self.flush();
     }
@@ -180,8 +212,13 @@ impl Connection {
         // mapped; the guest may write there meanwhile, and no reference to it exists.
         match unsafe { fd.read(&mut vectors) } {
             Ok(0) => {}
-            // Never more than the vectors hold, which is at most the credit.
-            Ok(count) => return Fill::Data(u32::try_from(count).unwrap_or(credit)),
+            Ok(count) => {
+                // A stream that gives less than asked for has no more now; to be told so by
+                // another call costs as much as the first.
+                side.ready = side.ended || count >= room.len() || !fd.is_stream();
+                // Never more than the vectors hold, which is at most the credit.
+                return Fill::Data(u32::try_from(count).unwrap_or(credit));
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 side.ready = false;
                 return Fill::Blocked;
@@ -216,7 +253,7 @@ impl Connection {
             // keeps mapped; the guest may write there meanwhile, and no reference to it exists.
             match unsafe { fd.write(&mut vectors) } {
                 Ok(count) => done = count,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => side.ready = false,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => side.blocked(),
                 Err(e) => {
                     log::debug!(
                         "vsock: writing for port {} ends: {e}",
@@ -255,7 +292,7 @@ impl Connection {
                     self.stream
                         .forward(u32::try_from(count).unwrap_or(u32::MAX));
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => side.ready = false,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => side.blocked(),
                 Err(e) => {
                     log::debug!(
                         "vsock: writing for port {} ends: {e}",

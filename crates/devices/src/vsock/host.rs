@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::net::SocketType;
 
 /// Most segments one call takes; the limit of the kernel (`IOV_MAX`).
 const MAX_SEGMENTS: usize = 1024;
@@ -49,6 +50,7 @@ pub enum HostError {
 pub struct HostFd {
     fd: OwnedFd,
     socket: bool,
+    stream: bool,
 }
 
 impl HostFd {
@@ -95,9 +97,18 @@ impl HostFd {
             }
             other => return Err(HostError::Kind(other)),
         };
+        let stream = match kind {
+            FileType::Socket => {
+                rustix::net::sockopt::socket_type(&fd).map_err(setup)? == SocketType::STREAM
+            }
+            // With O_DIRECT a pipe keeps packets apart.
+            FileType::Fifo => !flags.contains(OFlags::DIRECT),
+            _ => false,
+        };
         Ok(Self {
             fd,
             socket: kind == FileType::Socket,
+            stream,
         })
     }
 
@@ -150,6 +161,12 @@ impl HostFd {
                 unsafe { libc::writev(fd, segments.as_ptr(), count) }
             }
         })
+    }
+
+    /// Whether a read that gives less than asked for says that there is no more now.
+    #[must_use]
+    pub fn is_stream(&self) -> bool {
+        self.stream
     }
 
     /// Closes one direction towards the other holders of the description: a socket's peer sees the

@@ -351,7 +351,7 @@ impl Mux {
             return;
         };
         match direction {
-            Direction::Read => connection.reader_event(),
+            Direction::Read => connection.reader_event(events),
             Direction::Write => connection.writer_event(events),
         }
         self.settle(slot);
