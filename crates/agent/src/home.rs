@@ -120,3 +120,78 @@ impl Home {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::watched;
+
+    fn run<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .unwrap();
+        runtime.block_on(test)
+    }
+
+    /// The accepted connection, the news of its end, and the host's end.
+    fn connection() -> (BufReader<Home>, oneshot::Receiver<()>, UnixStream) {
+        let (agent, host) = UnixStream::pair().unwrap();
+        agent.set_nonblocking(true).unwrap();
+        let (mut listener, ended) = listen(watched::both_ways(agent.into()).unwrap());
+        (listener.0.take().unwrap(), ended, host)
+    }
+
+    #[test]
+    fn host_hangs_up_then_end_is_told() {
+        run(async {
+            let (mut home, ended, mut host) = connection();
+            host.write_all(b"last").unwrap();
+            drop(host);
+            let mut all = Vec::new();
+            home.read_to_end(&mut all).await.unwrap();
+            assert_eq!(all, b"last");
+            ended.await.unwrap();
+        });
+    }
+
+    #[test]
+    fn bytes_in_pieces_of_any_size_arrive_in_order() {
+        run(async {
+            let (mut home, _ended, mut host) = connection();
+            let sent: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+            let bytes = sent.clone();
+            let writer = std::thread::spawn(move || {
+                for piece in bytes.chunks(1777) {
+                    host.write_all(piece).unwrap();
+                }
+            });
+            let mut received = vec![0; sent.len()];
+            for piece in received.chunks_mut(911) {
+                home.read_exact(piece).await.unwrap();
+            }
+            writer.join().unwrap();
+            assert!(received == sent);
+        });
+    }
+
+    #[test]
+    fn answer_larger_than_the_socket_arrives_whole() {
+        run(async {
+            let (mut home, _ended, mut host) = connection();
+            let reader = std::thread::spawn(move || {
+                let mut all = Vec::new();
+                host.read_to_end(&mut all).unwrap();
+                all.len()
+            });
+            home.write_all(&vec![1; 4 << 20]).await.unwrap();
+            drop(home);
+            assert_eq!(reader.join().unwrap(), 4 << 20);
+        });
+    }
+}

@@ -29,8 +29,7 @@ use boot::{BootError, Booted};
 use reaper::{ChildSignals, Reaper};
 
 /// Where the C library hands over. Only returns if this is not a guest's first process.
-#[cfg(not(test))]
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn main(_arguments: libc::c_int, _values: *const *const libc::c_char) -> libc::c_int {
     if !rustix::process::getpid().is_init() {
         eprintln!(

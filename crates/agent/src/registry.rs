@@ -154,6 +154,11 @@ impl Registry {
             .collect()
     }
 
+    /// The names of the containers that were created.
+    pub fn containers(&self) -> Vec<String> {
+        self.state().containers.keys().cloned().collect()
+    }
+
     /// Forgets one process.
     pub fn forget_process(&self, container: &str, exec: &str) {
         self.state()
@@ -169,13 +174,20 @@ impl Registry {
 
 impl Reservation<'_> {
     /// Puts the process into its place, and with an init process its container.
+    ///
+    /// A container that was destroyed meanwhile does not come back: its process was killed, and
+    /// the name is free.
     pub fn fill(mut self, process: Arc<Process>, container: Option<Container>) {
         let Some(name) = self.name.take() else { return };
         let mut state = self.registry.state();
         if let Some(container) = container {
             state.containers.insert(name.0.clone(), container);
         }
-        state.processes.insert(name, Slot::Created(process));
+        if state.containers.contains_key(&name.0) {
+            state.processes.insert(name, Slot::Created(process));
+        } else {
+            state.processes.remove(&name);
+        }
     }
 }
 

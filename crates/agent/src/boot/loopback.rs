@@ -19,7 +19,7 @@ pub fn bring_up() -> io::Result<()> {
     // SAFETY: an interface request of all zeroes is a valid value of this plain C structure.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([*from]);
     }
     // Both flags are small positive numbers that fit the field.
     #[allow(clippy::cast_possible_truncation)]

@@ -21,9 +21,7 @@ pub fn info(service: &Service) -> Result<InfoResponse, RpcError> {
         .collect();
     response.filesystems = filesystems(&read("/proc/filesystems")?);
     response.seccomp = std::path::Path::new("/proc/sys/kernel/seccomp/actions_avail").exists();
-    response.memory_total_bytes = u64::try_from(memory.totalram)
-        .unwrap_or(u64::MAX)
-        .saturating_mul(memory.mem_unit.into());
+    response.memory_total_bytes = memory.totalram.saturating_mul(memory.mem_unit.into());
     response.cpus = cpus()?;
     response.spans = service.boot.to_vec();
     Ok(response)

@@ -6,6 +6,8 @@ mod error;
 mod info;
 mod lifecycle;
 mod observe;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use bulkhead_agent_api::{Agent, create_agent};
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, TtrpcContext};
 
+use self::error::RpcError;
 use crate::home;
 use crate::reaper::Reaper;
 use crate::registry::Registry;
@@ -58,6 +61,18 @@ pub async fn serve(
 
 type Answer<T> = ttrpc::Result<T>;
 
+/// Does `work` to its end, even if the caller sets a time limit that passes: half-done work would
+/// leave things behind that have no name.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, RpcError>> + Send + 'static,
+) -> Answer<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => Ok(result?),
+        // Panics end the guest, and nothing aborts these tasks.
+        Err(error) => Err(ttrpc::Error::Others(error.to_string())),
+    }
+}
+
 #[async_trait]
 impl Agent for Service {
     async fn info(&self, _: &TtrpcContext, _: InfoRequest) -> Answer<InfoResponse> {
@@ -69,7 +84,8 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> Answer<ProcessResponse> {
-        Ok(create::container(self, request).await?)
+        let service = self.clone();
+        whole(async move { create::container(&service, request).await }).await
     }
 
     async fn create_exec(
@@ -77,7 +93,8 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: CreateExecRequest,
     ) -> Answer<ProcessResponse> {
-        Ok(create::exec(self, request).await?)
+        let service = self.clone();
+        whole(async move { create::exec(&service, request).await }).await
     }
 
     async fn start(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<ProcessResponse> {
@@ -125,10 +142,11 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: ContainerRequest,
     ) -> Answer<Empty> {
-        Ok(destroy::container(self, &request).await?)
+        let service = self.clone();
+        whole(async move { destroy::container(&service, &request.container_id).await }).await
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {
-        destroy::guest()
+        destroy::guest(self).await
     }
 }
