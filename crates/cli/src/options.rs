@@ -102,7 +102,8 @@ pub fn run(began_ns: u64) -> ExitCode {
         }
     };
     if let Err(error) = logging {
-        eprintln!("bulkhead: Failed to open the log: {error}");
+        let path = cli.log.unwrap_or_default();
+        eprintln!("bulkhead: Failed to open the log {}: {error}", path.display());
         return ExitCode::FAILURE;
     }
     let globals = Globals {

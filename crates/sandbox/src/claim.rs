@@ -42,11 +42,11 @@ pub fn claim(paths: &Paths) -> Result<OwnedFd, ClaimError> {
         move |source: io::Error| ClaimError::Directory { path, source }
     };
     let mut builder = fs::DirBuilder::new();
-    builder.mode(0o711).recursive(true);
+    builder.mode(0o700).recursive(true);
     builder.create(paths.root()).map_err(failed(paths.root()))?;
     let dir = paths.dir();
     let mut builder = fs::DirBuilder::new();
-    builder.mode(0o711);
+    builder.mode(0o700);
     // A second round is needed only if somebody cleaned the directory up before it was locked.
     for _ in 0..8 {
         match builder.create(&dir) {

@@ -54,7 +54,6 @@ pub struct Args {
     /// The container.
     id: String,
     /// The command and its arguments.
-    #[arg(allow_hyphen_values = true)]
     command: Vec<String>,
 }
 

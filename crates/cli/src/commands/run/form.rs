@@ -93,7 +93,7 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
     /// The command and its arguments; with --bundle the container's ID.
-    #[arg(value_name = "COMMAND", allow_hyphen_values = true)]
+    #[arg(value_name = "COMMAND")]
     command: Vec<String>,
 }
 
