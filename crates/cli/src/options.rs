@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use bulkhead_sandbox::error::chain;
 use bulkhead_sandbox::paths::DEFAULT_ROOT;
-use clap::{Parser, Subcommand};
+use bulkhead_sandbox::timeline::printable;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands;
 use crate::error::CommandError;
@@ -93,7 +95,10 @@ pub fn run(began_ns: u64) -> ExitCode {
         );
         return ExitCode::from(125);
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misunderstood(&error),
+    };
     let logging = match &cli.log {
         Some(path) => log::to_file(path, cli.log_format, cli.debug),
         None => {
@@ -127,6 +132,33 @@ pub fn run(began_ns: u64) -> ExitCode {
             ExitCode::from(error.exit_code(default_code))
         }
     }
+}
+
+/// Tells of a command line that cannot be parsed in one line, as of everything else; help and version
+/// are no errors and come as they are.
+fn misunderstood(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = paragraph.split_whitespace().skip(1).collect();
+    let mut message = printable(&words.join(" "));
+    if let Some(first) = message.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    let command = Cli::command();
+    let verb = std::env::args()
+        .skip(1)
+        .find(|word| command.find_subcommand(word).is_some());
+    let code = match verb.as_deref() {
+        Some("run") => 125,
+        Some("exec") => 255,
+        _ => 1,
+    };
+    let verb = verb.map_or_else(String::new, |verb| format!(" {verb}"));
+    eprintln!("bulkhead: {message}: see `bulkhead{verb} --help`");
+    ExitCode::from(code)
 }
 
 fn absolute(path: PathBuf) -> PathBuf {
