@@ -11,6 +11,8 @@
 //! image.
 
 pub mod bundle;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 pub mod id;
 pub mod image;
 pub mod needs;

@@ -42,7 +42,7 @@ pub(crate) fn quoted_path(value: &Path) -> impl fmt::Display + '_ {
 
 /// Makes text written by a library fit for a one-line message.
 pub(crate) fn one_line(text: &str) -> String {
-    const LONGEST: usize = 240;
+    const LONGEST: usize = 400;
     let mut line = String::with_capacity(text.len().min(LONGEST));
     for c in text.chars().take(LONGEST) {
         if c.is_control() {

@@ -1,6 +1,7 @@
 //! What can be wrong with a bundle. Every message is one line: the cause, and
 //! what to do about it.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
@@ -194,7 +195,7 @@ pub enum Problem {
         /// The value found.
         value: String,
         /// The values that would be right.
-        known: &'static str,
+        known: Cow<'static, str>,
     },
     /// A value stands twice where it may stand once.
     #[error("is {}, which appears before; keep one of them", quoted(.0))]

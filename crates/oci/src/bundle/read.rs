@@ -96,22 +96,62 @@ fn explain(path: &Path, json: &[u8], error: &serde_json::Error) -> BundleError {
         Err(error) => error.to_string(),
         Ok(_) => error.to_string(),
     };
-    let field = match track.path().to_string() {
-        path if path == "." => "config.json".to_owned(),
+    let mut field = match track.path().to_string() {
+        path if path == "." => String::new(),
         path => one_line(&path),
     };
+    let message = bare_message(&message);
     // The environment is never repeated: it is where secrets are kept.
     let problem = if field.starts_with("process.env") {
         Problem::Malformed("is not a list of strings; write [\"NAME=value\", …]")
+    } else if let Some(name) = between(message, "missing field `", "`") {
+        if !field.is_empty() {
+            field.push('.');
+        }
+        field.push_str(name);
+        Problem::Missing("add it")
+    } else if let Some(problem) = unknown(message) {
+        problem
     } else {
+        let (line, column) = (error.line(), error.column());
         Problem::Json(format!(
-            "{} (line {}, column {})",
-            one_line(bare_message(&message)),
-            error.line(),
-            error.column()
+            "{} (line {line}, column {column})",
+            one_line(message)
         ))
     };
+    if field.is_empty() {
+        field.push_str("config.json");
+    }
     BundleError::Field { field, problem }
+}
+
+/// A value that is not one of those there are, from the message about it.
+fn unknown(message: &str) -> Option<Problem> {
+    // Capabilities are parsed by hand, with a message of their own.
+    if let Some(value) = between(message, "no variant for ", " (converted to ") {
+        let known = "the names of capabilities(7), as in CAP_NET_ADMIN".into();
+        return Some(Problem::Unknown {
+            value: value.to_owned(),
+            known,
+        });
+    }
+    let rest = message.strip_prefix("unknown variant `")?;
+    let (value, known) = rest.rsplit_once("`, expected ")?;
+    let known = known
+        .strip_prefix("one of ")
+        .unwrap_or(known)
+        .replace('`', "");
+    Some(Problem::Unknown {
+        value: value.to_owned(),
+        known: one_line(&known).into(),
+    })
+}
+
+/// What stands between two pieces of text.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    text.strip_prefix(before)?
+        .split_once(after)
+        .map(|(between, _)| between)
 }
 
 /// The message without the position serde_json appends.

@@ -9,6 +9,8 @@ mod config;
 mod digest;
 mod documents;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod layer;
 mod limits;
 mod metadata;

@@ -249,7 +249,7 @@ fn unpack_layer(
 }
 
 /// Unpacks what may be compressed; gives the digest of the archive.
-fn unpack_archive(
+pub(super) fn unpack_archive(
     file: impl Read,
     tree: &Tree,
     budget: &mut Budget,

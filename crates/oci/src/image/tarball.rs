@@ -193,10 +193,10 @@ impl<R: Skip> Entries<R> {
     pub(super) fn next(&mut self) -> Result<Option<Entry>, TarError> {
         let mut preface = Preface::default();
         loop {
-            let rest = self.content + self.padding;
+            let rest = self.content.saturating_add(self.padding);
             (self.content, self.padding) = (0, 0);
             self.reader.skip(rest)?;
-            self.position += rest;
+            self.position = self.position.saturating_add(rest);
 
             let at = self.position;
             let Some(block) = self.header(at)? else {
@@ -235,8 +235,8 @@ impl<R: Skip> Entries<R> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let bytes = u64::try_from(read).unwrap_or(u64::MAX);
-        self.position += bytes;
-        self.content -= bytes;
+        self.position = self.position.saturating_add(bytes);
+        self.content = self.content.saturating_sub(bytes);
         Ok(read)
     }
 
@@ -253,7 +253,7 @@ impl<R: Skip> Entries<R> {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.position += BLOCK_U64;
+        self.position = self.position.saturating_add(BLOCK_U64);
         Ok(Some(block))
     }
 

@@ -96,7 +96,7 @@ fn devices(list: &[LinuxDevice]) -> Checked {
                     field("type"),
                     Problem::Unknown {
                         value: "a".into(),
-                        known: "b, c, u, p",
+                        known: "b, c, u, p".into(),
                     },
                 );
             }
@@ -122,7 +122,7 @@ fn propagation(value: &str) -> Checked {
             "linux.rootfsPropagation",
             Problem::Unknown {
                 value: value.into(),
-                known: KNOWN,
+                known: KNOWN.into(),
             },
         ),
     }
