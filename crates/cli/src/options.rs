@@ -108,7 +108,10 @@ pub fn run(began_ns: u64) -> ExitCode {
     };
     if let Err(error) = logging {
         let path = cli.log.unwrap_or_default();
-        eprintln!("bulkhead: Failed to open the log {}: {error}", path.display());
+        eprintln!(
+            "bulkhead: Failed to open the log {}: {error}",
+            path.display()
+        );
         return ExitCode::FAILURE;
     }
     let globals = Globals {
