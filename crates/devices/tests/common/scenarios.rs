@@ -32,6 +32,7 @@ macro_rules! scenarios {
             regular_file_is_read_to_its_end,
             share_shows_files_links_and_owners_both_ways,
             share_device_nodes_and_fifos_are_the_guests_own,
+            share_serves_one_of_every_request,
         );
     };
     ($hypervisor:expr; $($name:ident,)*) => {
@@ -342,6 +343,13 @@ pub fn share_shows_files_links_and_owners_both_ways(mut machine: Machine) {
             .to_str(),
         Some("../outside")
     );
+}
+
+pub fn share_serves_one_of_every_request(mut machine: Machine) {
+    assert_eq!(machine.tell("tour"), "all done");
+    let meta = std::fs::metadata(machine.share().join("tour/user/mydir")).unwrap();
+    // The directory above hands its group down.
+    assert_eq!((meta.uid(), meta.gid()), (1000, 4000));
 }
 
 pub fn share_device_nodes_and_fifos_are_the_guests_own(mut machine: Machine) {

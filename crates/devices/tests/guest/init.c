@@ -3,6 +3,7 @@
  * the shared file system, connects to the host on vsock port 1024 and does what it is told there,
  * one line a command, one line an answer.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vm_sockets.h>
@@ -21,6 +22,8 @@
 #include <unistd.h>
 
 static char buffer[1 << 17];
+
+#include "tour.h"
 
 static int64_t now(void)
 {
@@ -304,6 +307,8 @@ static void command(FILE *out, char *line)
 			error = full_write(fd, buffer, sizeof(buffer));
 		close(fd);
 		fprintf(out, "errno %d ns %ld\n", -error, (long)(now() - start));
+	} else if (!strcmp(name, "tour")) {
+		tour(out);
 	} else if (!strcmp(name, "poweroff")) {
 		sync();
 		reboot(RB_POWER_OFF);
