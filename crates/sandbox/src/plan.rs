@@ -175,7 +175,9 @@ fn own_annotations(
 /// Kernel features without which the container would not be what its configuration says.
 fn needs(bundle: &Bundle) -> Vec<Need> {
     let needs = bulkhead_oci::needs::all(&bundle.spec).into_iter();
-    needs.map(|need| Need::new(need.feature, need.field)).collect()
+    needs
+        .map(|need| Need::new(need.feature, need.field))
+        .collect()
 }
 
 fn memory(

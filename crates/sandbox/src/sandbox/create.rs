@@ -1,0 +1,115 @@
+//! `create`: from a booting machine to a container whose program has not been started.
+
+use super::*;
+
+impl Sandbox {
+    /// Creates the container's init process, up to its exec.
+    ///
+    /// # Errors
+    /// Whatever kept the machine or the container from being made; the sandbox then removes
+    /// everything and ends.
+    pub async fn create(self: &Arc<Self>, id: &str, stdio: Stdio) -> Result<u32, SandboxError> {
+        self.check_id(id)?;
+        let _one_at_a_time = self.verb.lock().await;
+        if let Some(process) = lock(&self.processes).get("") {
+            return Err(self.wrong_state("create", process.status()));
+        }
+        let created = self.try_create(stdio).await;
+        if let Err(error) = &created {
+            self.start_failed(error).await;
+        }
+        created
+    }
+
+    async fn try_create(self: &Arc<Self>, stdio: Stdio) -> Result<u32, SandboxError> {
+        let (vm, plan) = self.machine().await?;
+        let process = Arc::new(Process::new("", stdio, Vec::new()));
+        let (ports, streams) = stdio::attach(&process.stdio, &vm.channel)?;
+        let began = now_ns();
+        let request = messages::CreateContainerRequest {
+            container_id: self.request.id.to_string(),
+            spec_json: plan.guest.spec_json().map_err(PlanError::from)?,
+            rootfs: plan.guest.rootfs_target.clone(),
+            stdio: Some(ports).into(),
+            ..Default::default()
+        };
+        let limit = Duration::from_secs(plan.config.start_timeout_s);
+        let call = async {
+            let context = Context::default();
+            let call = vm.agent.create_container(context, &request);
+            tokio::time::timeout(limit, call).await
+        };
+        let call = async {
+            match call.await {
+                Ok(answer) => answer.map(Some),
+                Err(_elapsed) => Ok(None),
+            }
+        };
+        let answer = self.ask(&vm, "create the container", call).await?;
+        let response = answer.ok_or(SandboxError::Silent(plan.config.start_timeout_s))?;
+        self.record_guest(&vm, &response.spans, began).await;
+        process.created(response.pid, streams);
+        lock(&self.processes).insert(String::new(), process);
+        self.update(|state| state.status = Status::Created)?;
+        Ok(std::process::id())
+    }
+
+    /// Puts the guest's own steps on the host's clock: both know the moment of the call home.
+    async fn record_guest(&self, vm: &Vm, spans: &[messages::Span], asked_ns: u64) {
+        let request = messages::InfoRequest::new();
+        let info = vm.agent.info(Context::default(), &request);
+        let Ok(Ok(info)) = tokio::time::timeout(KILL_TIMEOUT, info).await else {
+            return;
+        };
+        let connected = match *vm.home.state.borrow() {
+            PortState::Connected(at_ns) => at_ns,
+            PortState::Expected | PortState::Closed => now_ns(),
+        };
+        let called = info.spans.last().map_or(0, |span| span.end_ns);
+        let on_host = |guest_ns: u64| connected.saturating_sub(called.saturating_sub(guest_ns));
+        let agent_began = info.spans.first().map_or(called, |span| span.start_ns);
+        let mut timeline = lock(&self.timeline);
+        timeline.add(Actor::Kernel, "boot", vm.launched_ns, on_host(agent_began));
+        for span in info.spans.iter().chain(spans) {
+            let shift = connected.saturating_sub(called);
+            let (start, end) = (
+                span.start_ns.saturating_add(shift),
+                span.end_ns.saturating_add(shift),
+            );
+            timeline.add(Actor::Agent, &span.name, start, end);
+        }
+        timeline.add(Actor::Host, "wait for the container", asked_ns, now_ns());
+        drop(timeline);
+        if let Some(state) = lock(&self.state).as_mut() {
+            state.guest_release = info.kernel_release.chars().take(120).collect();
+        }
+    }
+
+    /// A start that failed leaves nothing but the record for `bulkhead why`.
+    pub(super) async fn start_failed(&self, error: &SandboxError) {
+        let machine = match &*self.boot.borrow() {
+            Boot::Up(vm, _) => Some(vm.clone()),
+            Boot::Pending | Boot::Failed(_) => None,
+        };
+        let failure = match error {
+            SandboxError::Ended(failure) => failure.clone(),
+            error => Failure {
+                cause: crate::error::chain(error),
+                evidence: machine.as_ref().map_or_else(Vec::new, |vm| {
+                    let text = vm.console.text();
+                    crate::failure::tail(&text, 12)
+                        .map(|line| format!("console: {line}"))
+                        .collect()
+                }),
+                fix: "The message names what to change".into(),
+            },
+        };
+        self.torn_down.send_replace(true);
+        if let Some(vm) = machine {
+            vm.kill().await;
+        }
+        self.keep_record(&failure);
+        sweep::remove(&self.paths);
+        self.done.notify_one();
+    }
+}

@@ -1,0 +1,155 @@
+//! How a sandbox ends: in order, with its machine, on request, or because its command died.
+
+use super::*;
+
+impl Sandbox {
+    /// Ends the machine in order: the agent syncs and puts the container away, then it is killed.
+    pub(super) async fn tear_down(&self, vm: &Arc<Vm>) {
+        if !*self.torn_down.borrow() {
+            let request = messages::ContainerRequest {
+                container_id: self.request.id.to_string(),
+                ..Default::default()
+            };
+            let destroy = vm.agent.destroy_container(Context::default(), &request);
+            tokio::select! {
+                _ = tokio::time::timeout(DESTROY_TIMEOUT, destroy) => {}
+                _ = vm.failure() => {}
+            }
+        }
+        self.torn_down.send_replace(true);
+        vm.kill().await;
+        self.update_or_log(|state| state.helpers.clear());
+        if self.request.lifeline_fd.is_none() {
+            if self.request.auto_remove {
+                sweep::remove(&self.paths);
+            }
+            self.done.notify_one();
+        }
+    }
+
+    /// The machine is gone. Before the container's end that is a failure, after it the usual way.
+    pub(super) fn machine_ended(self: &Arc<Self>, failure: Failure) {
+        if *self.torn_down.borrow() {
+            return;
+        }
+        self.torn_down.send_replace(true);
+        let exit = Exit {
+            code: VM_DIED,
+            at_ns: epoch_ns(),
+            oom_killed: false,
+        };
+        let started = self
+            .state()
+            .is_some_and(|state| state.status != Status::Creating);
+        if let Boot::Up(vm, _) = &*self.boot.borrow() {
+            // Only one of the two processes has ended.
+            let vm = vm.clone();
+            tokio::spawn(async move { vm.kill().await });
+        }
+        self.update_or_log(|state| {
+            state.status = Status::Stopped;
+            if state.exit.is_none() {
+                state.exit = Some(exit.clone());
+                state.failure = Some(failure.clone());
+            }
+            state.helpers.clear();
+        });
+        self.keep_record(&failure);
+        let processes: Vec<_> = lock(&self.processes).values().cloned().collect();
+        for process in processes {
+            process.ended(exit.clone());
+        }
+        if started && self.request.lifeline_fd.is_none() {
+            if self.request.auto_remove {
+                sweep::remove(&self.paths);
+            }
+            self.done.notify_one();
+        }
+    }
+
+    pub(super) fn keep_record(&self, failure: &Failure) {
+        let state = self.state();
+        let record = Record {
+            id: self.request.id.to_string(),
+            failure: failure.clone(),
+            hypervisor: state
+                .as_ref()
+                .map_or_else(String::new, |s| s.hypervisor.clone()),
+            kernel: state.map_or_else(String::new, |s| s.kernel),
+            timeline: lock(&self.timeline).clone(),
+        };
+        if let Err(error) = record.save(&self.paths) {
+            tracing::warn!("Failed to keep the record of the failure: {error}");
+        }
+    }
+
+    /// Forgets an ended exec process, or removes the ended container with everything of it.
+    ///
+    /// # Errors
+    /// When the process has not ended.
+    pub async fn delete(&self, id: &str, exec_id: &str) -> Result<(u32, Exit), SandboxError> {
+        let process = self.process(id, exec_id)?;
+        let exit = process.exit.borrow().clone();
+        let Some(exit) = exit else {
+            return Err(self.wrong_state("delete", process.status()));
+        };
+        if !exec_id.is_empty() {
+            lock(&self.processes).remove(exec_id);
+            if let Boot::Up(vm, _) = &*self.boot.borrow() {
+                let (agent, request) = (vm.agent.clone(), self.process_request(exec_id));
+                tokio::spawn(async move { agent.delete_exec(Context::default(), &request).await });
+            }
+            return Ok((process.pid(), exit));
+        }
+        self.shutdown().await;
+        sweep::remove(&self.paths);
+        Ok((std::process::id(), exit))
+    }
+
+    /// Ends the machine whatever state the container is in, and then this process. The journal
+    /// stays unless the container is to be removed with its end.
+    pub async fn shutdown(&self) {
+        if let Ok((vm, _)) = self.machine().await {
+            self.tear_down(&vm).await;
+        }
+        let killed = Exit {
+            code: KILLED,
+            at_ns: epoch_ns(),
+            oom_killed: false,
+        };
+        self.update_or_log(|state| {
+            state.status = Status::Stopped;
+            state.exit.get_or_insert(killed.clone());
+        });
+        let processes: Vec<_> = lock(&self.processes).values().cloned().collect();
+        processes
+            .iter()
+            .for_each(|process| process.ended(killed.clone()));
+        if self.request.auto_remove {
+            sweep::remove(&self.paths);
+        }
+        self.done.notify_one();
+    }
+
+    /// The attached command is gone. If it died, nothing of the container may outlive it; a container
+    /// that had ended in its own time stays in the list unless it was to be removed.
+    pub async fn abandoned(&self) {
+        let machine = match &*self.boot.borrow() {
+            Boot::Up(vm, _) => Some(vm.clone()),
+            Boot::Pending | Boot::Failed(_) => None,
+        };
+        self.torn_down.send_replace(true);
+        if let Some(vm) = machine {
+            vm.kill().await;
+        }
+        let ended = self
+            .state()
+            .is_some_and(|state| state.status == Status::Stopped);
+        if ended && !self.request.auto_remove {
+            self.update_or_log(|state| state.helpers.clear());
+        } else {
+            sweep::remove(&self.paths);
+        }
+        self.done.notify_one();
+    }
+}

@@ -1,0 +1,134 @@
+//! `start`: a created process runs, and is followed to its end.
+
+use super::*;
+
+impl Sandbox {
+    /// Lets a created process run. Returns the PID the engine sees.
+    ///
+    /// # Errors
+    /// Among others the agent's, when the program cannot be executed.
+    pub async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, SandboxError> {
+        let process = self.process(id, exec_id)?;
+        let _one_at_a_time = self.verb.lock().await;
+        let (vm, _) = self.machine().await?;
+        if !exec_id.is_empty() {
+            self.create_exec(&vm, &process).await?;
+        } else if process.status() != Status::Created {
+            return Err(self.wrong_state("start", process.status()));
+        }
+        let began = now_ns();
+        let request = self.process_request(exec_id);
+        let call = vm.agent.start(Context::default(), &request);
+        let started = self.ask(&vm, "start the process", call).await;
+        let answer = match started {
+            Ok(answer) => answer,
+            Err(error) if exec_id.is_empty() => {
+                self.start_failed(&error).await;
+                return Err(error);
+            }
+            Err(error) => {
+                // The agent forgets a process whose start failed.
+                process.ended(Exit {
+                    code: VM_DIED,
+                    at_ns: 0,
+                    oom_killed: false,
+                });
+                return Err(error);
+            }
+        };
+        process.set_status(Status::Running);
+        if exec_id.is_empty() {
+            self.span(Actor::Host, "start the program", began);
+            self.update(|state| state.status = Status::Running)?;
+        }
+        self.follow(vm, process);
+        Ok(if exec_id.is_empty() {
+            std::process::id()
+        } else {
+            answer.pid
+        })
+    }
+
+    async fn create_exec(&self, vm: &Vm, process: &Process) -> Result<(), SandboxError> {
+        if process.status() != Status::Creating {
+            return Err(self.wrong_state("start", process.status()));
+        }
+        let (mut ports, streams) = stdio::attach(&process.stdio, &vm.channel)?;
+        (ports.columns, ports.rows) = process.size();
+        let request = messages::CreateExecRequest {
+            container_id: self.request.id.to_string(),
+            exec_id: process.exec_id.clone(),
+            process_json: process.spec.clone(),
+            stdio: Some(ports).into(),
+            ..Default::default()
+        };
+        let call = vm.agent.create_exec(Context::default(), &request);
+        match self.ask(vm, "create the process", call).await {
+            Ok(response) => {
+                process.created(response.pid, streams);
+                Ok(())
+            }
+            Err(error) => {
+                streams
+                    .iter()
+                    .for_each(|stream| vm.channel.cancel(stream.port));
+                process.ended(Exit {
+                    code: VM_DIED,
+                    at_ns: 0,
+                    oom_killed: false,
+                });
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn process_request(&self, exec_id: &str) -> messages::ProcessRequest {
+        messages::ProcessRequest {
+            container_id: self.request.id.to_string(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Waits in the background for the end of a running process.
+    fn follow(self: &Arc<Self>, vm: Arc<Vm>, process: Arc<Process>) {
+        let sandbox = self.clone();
+        tokio::spawn(async move {
+            let request = sandbox.process_request(&process.exec_id);
+            let call = vm.agent.wait(Context::default(), &request);
+            match sandbox.ask(&vm, "wait for the process", call).await {
+                Ok(response) => {
+                    sandbox
+                        .process_ended(&vm, &process, exit_of(&response))
+                        .await
+                }
+                Err(SandboxError::Ended(failure)) => sandbox.machine_ended(failure),
+                Err(error) => sandbox.machine_ended(Failure {
+                    cause: crate::error::chain(&error),
+                    evidence: Vec::new(),
+                    fix: "See `bulkhead logs`".into(),
+                }),
+            }
+        });
+    }
+
+    async fn process_ended(self: &Arc<Self>, vm: &Arc<Vm>, process: &Arc<Process>, exit: Exit) {
+        if !process.exec_id.is_empty() {
+            process.ended(exit);
+            return;
+        }
+        self.update_or_log(|state| {
+            state.status = Status::Stopped;
+            state.exit = Some(exit.clone());
+        });
+        process.ended(exit);
+        // Whoever reads the streams gets all of it before the machine goes.
+        for mut stream in process.take_streams() {
+            tokio::select! {
+                () = stream.closed() => {}
+                _ = vm.failure() => {}
+            }
+        }
+        self.tear_down(vm).await;
+    }
+}
