@@ -11,7 +11,13 @@ use std::{
 /// Path of a User-Mode Linux kernel.
 const KERNEL: &str = "BULKHEAD_TEST_UML";
 
+/// As the agent does: first a root that can be pivoted away from, then the mounts.
 const INIT: &str = "#!/bin/sh
+busybox mount -o bind / /
+exec busybox chroot /.. /bin/sh /steps
+";
+
+const STEPS: &str = "
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
 busybox mount -t devtmpfs dev /dev
@@ -34,7 +40,10 @@ fn all_container_tests_pass_in_a_guest() {
     let initramfs = work.path().join("initramfs.cpio");
     archive(&root, &initramfs);
 
-    let output = Command::new(kernel)
+    // A guest that hangs must not hang the tests.
+    let output = Command::new("timeout")
+        .args(["--signal=KILL", "300"])
+        .arg(kernel)
         .args([
             "mem=512M",
             "con=null",
@@ -63,7 +72,10 @@ fn make_root(root: &Path) {
         fs::create_dir_all(root.join(name)).unwrap();
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-    symlink("busybox", root.join("bin/sh")).unwrap();
+    for name in ["sh", "cp"] {
+        symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    fs::write(root.join("steps"), STEPS).unwrap();
     fs::write(root.join("init"), INIT).unwrap();
     super::harness::set_mode(&root.join("init"), 0o755);
     let tests = std::env::current_exe().unwrap();

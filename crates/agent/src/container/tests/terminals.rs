@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    os::fd::OwnedFd,
 };
 
 use serde_json::{Value, json};
@@ -17,40 +16,47 @@ fn terminal_spec(script: &str) -> Value {
     with(shell(script), "/process/terminal", json!(true))
 }
 
-/// Reads until the other side has no process any more, which a master reports as EIO.
-fn read_all(master: OwnedFd) -> String {
-    let mut master = File::from(master);
-    let mut text = Vec::new();
+/// Reads what the terminal shows until `done` is content or no process has it
+/// open any more, which a master reports as EIO.
+fn read_until(master: &mut File, text: &mut Vec<u8>, done: impl Fn(&[u8]) -> bool) {
     let mut buffer = [0; 1024];
-    loop {
+    while !done(text) {
         match master.read(&mut buffer) {
-            Ok(0) => break,
             Ok(len) => text.extend(&buffer[..len]),
             Err(error) if error.raw_os_error() == Some(libc::EIO) => break,
             Err(error) => panic!("{error}"),
         }
     }
-    String::from_utf8(text).unwrap().replace("\r\n", "\n")
 }
 
-/// Starts a created process; what its terminal shows, and its exit code.
-fn watch(mut child: Child, type_in: &[u8]) -> (String, i32) {
+/// Starts a created process, types something once it has shown a word; what its
+/// terminal showed in all, and its exit code.
+fn watch(mut child: Child, typed: Option<(&str, &[u8])>) -> (String, i32) {
     let pid = child.pid;
-    let master = child.terminal.take().expect("the agent gets the master");
+    let mut master = File::from(child.terminal.take().expect("the agent gets the master"));
     let reports = wait_ready(&child).unwrap();
     assert_eq!(start(child, reports), None);
-    File::from(master.try_clone().unwrap())
-        .write_all(type_in)
-        .unwrap();
-    (read_all(master), reap(pid))
+    let mut text = Vec::new();
+    if let Some((word, keys)) = typed {
+        let word = word.as_bytes();
+        read_until(&mut master, &mut text, |text| {
+            text.windows(word.len()).any(|w| w == word)
+        });
+        master.write_all(keys).unwrap();
+    }
+    read_until(&mut master, &mut text, |_| false);
+    (
+        String::from_utf8(text).unwrap().replace("\r\n", "\n"),
+        reap(pid),
+    )
 }
 
-fn run(spec: Value, columns: u16, rows: u16, type_in: &[u8]) -> (String, i32) {
+fn run(spec: Value, columns: u16, rows: u16, typed: Option<(&str, &[u8])>) -> (String, i32) {
     let rootfs = rootfs();
     isolated(|| {
         let io = Io::Terminal { columns, rows };
         let (container, child) = create(spec, rootfs.path(), io).unwrap();
-        let seen = watch(child, type_in);
+        let seen = watch(child, typed);
         container.destroy().unwrap();
         seen
     })
@@ -61,7 +67,7 @@ fn terminal_is_the_containers_own_and_controls_the_process() {
     let script = "tty; readlink /proc/self/fd/1; echo controlled > /dev/tty; stty size; \
         echo console > /dev/console; stat -c %t:%T /dev/console; exit 3";
 
-    let (text, code) = run(terminal_spec(script), 132, 43, b"");
+    let (text, code) = run(terminal_spec(script), 132, 43, None);
 
     assert_eq!(
         text,
@@ -78,7 +84,7 @@ fn terminal_size_comes_from_the_specification_where_the_caller_has_none() {
         with(terminal_spec("stty size"), "/process/consoleSize", size),
         0,
         0,
-        b"",
+        None,
     );
 
     assert_eq!(text, "17 91\n");
@@ -91,7 +97,7 @@ fn interrupt_typed_at_the_terminal_reaches_the_process() {
         terminal_spec("trap 'echo caught; exit 9' INT; echo ready; read line; echo never"),
         80,
         24,
-        b"\x03",
+        Some(("ready", b"\x03")),
     );
 
     assert!(text.contains("caught") && !text.contains("never"), "{text}");
@@ -106,7 +112,7 @@ fn terminal_belongs_to_an_unprivileged_user() {
         json!({"uid": 1000, "gid": 1000}),
     );
 
-    let (text, code) = run(spec, 80, 24, b"");
+    let (text, code) = run(spec, 80, 24, None);
 
     assert_eq!((text.as_str(), code), ("1000 620\nx\n", 0));
 }
@@ -125,7 +131,7 @@ fn further_process_gets_a_terminal_of_the_same_container() {
             rows: 20,
         };
         let child = sleeper.container.exec(&process, io).unwrap();
-        let seen = watch(child, b"");
+        let seen = watch(child, None);
         sleeper.kill();
         seen
     });
