@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bulkhead_agent_api::{AgentClient, GUEST_CID, RPC_PORT, SHARE_TAG};
 use bulkhead_devices::vsock::control;
 use bulkhead_devices::{DeviceConfig, FsConfig, VsockConfig};
-use bulkhead_hypervisor::{HypervisorError, LaunchIo, Machine};
+use bulkhead_hypervisor::{CpuLease, HypervisorError, LaunchIo, Machine};
 use bulkhead_jail::{Capability, Entry, Jail, JailError, Namespaces, Profile, Root};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
@@ -70,6 +70,10 @@ pub struct Vm {
     /// When the hypervisor process was spawned.
     pub launched_ns: u64,
     pidfds: Vec<Arc<OwnedFd>>,
+    // The processor counts as taken while the machine runs.
+    _lease: Option<CpuLease>,
+    // Holds the driver's own lease and its way to the hypervisor.
+    _machine: bulkhead_hypervisor::Vm,
 }
 
 /// What to put under a container's root file system.
@@ -108,10 +112,13 @@ impl Vm {
             .open(paths.log())
             .map_err(step("open the sandbox's log"))?;
 
+        // Guest and device take turns: on one processor their wake-ups are cheap.
+        let lease = (plan.choice.driver.max_vcpus() == 1)
+            .then(CpuLease::take)
+            .flatten();
+        let cpu = lease.as_ref().map(CpuLease::cpu);
         let device = spawn_device(
-            plan,
-            layer,
-            paths,
+            device_jail(plan, layer, paths, cpu),
             fs_listener,
             vsock_listener,
             control,
@@ -130,7 +137,7 @@ impl Vm {
         let machine = Machine {
             id: paths.id().to_string(),
             memory_bytes: plan.memory_bytes,
-            vcpus: plan.vcpus,
+            vcpus: plan.vcpus.min(plan.choice.driver.max_vcpus()),
             kernel: plan.kernel.clone(),
             initramfs: plan.initramfs.clone(),
             cmdline: Vec::new(),
@@ -140,7 +147,7 @@ impl Vm {
             guest_cid: u64::from(GUEST_CID),
             uid,
             gid: uid,
-            cpu: None,
+            cpu,
         };
         let launched_ns = now_ns();
         let io = LaunchIo {
@@ -149,7 +156,11 @@ impl Vm {
         };
         let hypervisor = plan.choice.driver.launch(&machine, io)?;
         timeline.since(Actor::Host, "spawn hypervisor", began);
-        let hypervisor_pidfd = Arc::new(hypervisor.pidfd);
+        let hypervisor_pidfd = hypervisor
+            .pidfd
+            .try_clone()
+            .map_err(step("watch the hypervisor"))?;
+        let hypervisor_pidfd = Arc::new(hypervisor_pidfd);
         let mut guard = guard;
         guard.0.push(hypervisor_pidfd.clone());
 
@@ -196,6 +207,8 @@ impl Vm {
             helpers,
             launched_ns,
             pidfds,
+            _lease: lease,
+            _machine: hypervisor,
         })
     }
 
@@ -337,9 +350,7 @@ fn listen(dir: &OwnedFd, name: &'static str, uid: u32) -> Result<OwnedFd, VmErro
 }
 
 fn spawn_device(
-    plan: &Plan,
-    layer: Option<&Layer>,
-    paths: &Paths,
+    jail: Jail,
     fs_listener: OwnedFd,
     vsock_listener: OwnedFd,
     control: OwnedFd,
@@ -349,7 +360,7 @@ fn spawn_device(
     const VSOCK_FD: i32 = 5;
     const CONTROL_FD: i32 = 6;
     let config = DeviceConfig {
-        jail: device_jail(plan, layer, paths),
+        jail,
         fs: FsConfig {
             listener_fd: FS_FD,
             tag: SHARE_TAG.to_owned(),
@@ -382,7 +393,7 @@ fn spawn_device(
     bulkhead_jail::spawn(command).map_err(VmError::Device)
 }
 
-fn device_jail(plan: &Plan, layer: Option<&Layer>, paths: &Paths) -> Jail {
+fn device_jail(plan: &Plan, layer: Option<&Layer>, paths: &Paths, cpu: Option<usize>) -> Jail {
     let rootfs_target = Path::new("/").join(&plan.guest.rootfs_target);
     let mut entries = Vec::new();
     match layer {
@@ -424,7 +435,7 @@ fn device_jail(plan: &Plan, layer: Option<&Layer>, paths: &Paths) -> Jail {
             Capability::Setfcap,
         ],
         seccomp: Profile::Device,
-        cpus: Vec::new(),
+        cpus: cpu.into_iter().collect(),
     }
 }
 
