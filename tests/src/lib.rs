@@ -12,6 +12,7 @@ pub mod harness;
 pub use harness::bundle::Bundle;
 pub use harness::container::Container;
 pub use harness::driver::Driver;
+pub use harness::image::Image;
 pub use harness::inventory::Inventory;
 pub use harness::invocation::{Invocation, Output};
 pub use harness::product::{Product, product};

@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod container;
 pub mod driver;
+pub mod image;
 pub mod inventory;
 pub mod invocation;
 pub mod product;

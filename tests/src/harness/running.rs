@@ -111,6 +111,14 @@ impl Running {
         self.stdout = None;
     }
 
+    /// Takes the pipe its input goes to.
+    ///
+    /// # Panics
+    /// Unless it was started with a pipe that is still open.
+    pub fn take_stdin(&mut self) -> ChildStdin {
+        self.stdin.take().expect("an open pipe as input")
+    }
+
     /// Takes the pipe its output comes from; what lines were read ahead is lost.
     ///
     /// # Panics
