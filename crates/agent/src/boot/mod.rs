@@ -8,9 +8,10 @@ mod loopback;
 mod mounts;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 
 use bulkhead_agent_api::RPC_PORT;
+use rustix::fs::{Mode, OFlags};
 
 use crate::clock::Timeline;
 use crate::container;
@@ -28,6 +29,9 @@ pub struct Booted {
 /// Why the guest could not be made ready.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
+    /// Descriptors 0 to 2 could not be taken.
+    #[error("Cannot take the standard descriptors, which the kernel left closed")]
+    Descriptors(#[source] io::Error),
     /// The kernel has no vsock device or the host does not answer.
     #[error(
         "Cannot connect to the host's vsock port {RPC_PORT}; the guest needs a virtio-vsock device"
@@ -78,6 +82,7 @@ pub enum BootError {
 /// Whatever is missing ends the guest: a container must not run in half a guest.
 pub fn boot() -> Result<Booted, BootError> {
     let mut timeline = Timeline::start();
+    occupy_standard_descriptors().map_err(BootError::Descriptors)?;
     let home = vsock::start_connecting(RPC_PORT).map_err(BootError::Home)?;
     container::prepare_agent().map_err(BootError::Container)?;
     mounts::mount_all()?;
@@ -86,4 +91,24 @@ pub fn boot() -> Result<Booted, BootError> {
     loopback::bring_up().map_err(BootError::Loopback)?;
     timeline.lap("agent: controllers, loopback");
     Ok(Booted { home, timeline })
+}
+
+/// Makes sure that descriptors 0 to 2 are taken. Without a console the kernel leaves them closed,
+/// and whatever is opened first would be taken for the streams of a process on its way.
+fn occupy_standard_descriptors() -> io::Result<()> {
+    // The kernel opens all three or none.
+    // SAFETY: asks for the flags of a number, which need not be open.
+    if unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_GETFD) } >= 0 {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let mut placeholder = rustix::fs::open("/", flags, Mode::empty())?;
+    while placeholder.as_raw_fd() < libc::STDERR_FILENO {
+        let next = rustix::fs::open("/", flags, Mode::empty())?;
+        // Open for as long as the guest lives.
+        let _ = placeholder.into_raw_fd();
+        placeholder = next;
+    }
+    let _ = placeholder.into_raw_fd();
+    Ok(())
 }

@@ -58,7 +58,8 @@ const MOUNTS: [Mount; 5] = [
         source: "cgroup",
         target: "/sys/fs/cgroup",
         flags: NO_CODE,
-        data: c"",
+        // A container with a cgroup namespace of its own cannot lift its own limits.
+        data: c"nsdelegate",
         directories: &[],
         hint: "; the kernel needs CONFIG_CGROUPS",
     },

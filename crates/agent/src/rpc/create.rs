@@ -14,7 +14,7 @@ use super::Service;
 use super::error::RpcError;
 use crate::clock::{Timeline, monotonic_ns};
 use crate::container::{Child, Container};
-use crate::process::{End, Process, Way};
+use crate::process::{End, Process, Way, send_signal};
 use crate::reaper::Exited;
 use crate::registry::Registry;
 use crate::streams::{Handover, Streams};
@@ -37,7 +37,8 @@ pub async fn container(
     let reservation = service.registry.reserve(id, "")?;
     let (io, streams) = Streams::open(request.stdio.as_ref().unwrap_or(&Stdio::new()))?;
     let (container, child) = Container::create(id, spec, &rootfs, io)?;
-    let exited = service.reaper.register(child.pid.as_raw());
+    let child_pid = child.pid.as_raw();
+    let exited = service.reaper.register(child_pid);
     timeline.lap("agent: clone");
     match bring_to_gate(service, id, child, streams, exited.clone()).await {
         Ok(process) => {
@@ -47,8 +48,7 @@ pub async fn container(
             Ok(response)
         }
         Err(error) => {
-            // Its gate is closed with the pipes, so that it leaves; what it left behind goes too.
-            await_exit(exited).await;
+            kill_new(child_pid, exited).await;
             // The first error is the one to tell.
             let _ = container.destroy();
             Err(error)
@@ -76,7 +76,8 @@ pub async fn exec(
     let child = service
         .registry
         .with_container(id, |container| container.exec(&process, io))??;
-    let exited = service.reaper.register(child.pid.as_raw());
+    let child_pid = child.pid.as_raw();
+    let exited = service.reaper.register(child_pid);
     timeline.lap("agent: clone");
     match bring_to_gate(service, id, child, streams, exited.clone()).await {
         Ok(process) => {
@@ -86,7 +87,7 @@ pub async fn exec(
             Ok(response)
         }
         Err(error) => {
-            await_exit(exited).await;
+            kill_new(child_pid, exited).await;
             Err(error)
         }
     }
@@ -127,6 +128,15 @@ async fn bring_to_gate(
     Ok(Arc::new(process))
 }
 
+/// Ends a process whose creation failed, wherever on its way it is.
+async fn kill_new(pid: i32, exited: watch::Receiver<Option<Exited>>) {
+    if exited.borrow().is_none() {
+        // It may be dead; until it is reaped its number is nobody else's.
+        let _ = send_signal(pid, libc::SIGKILL);
+    }
+    await_exit(exited).await;
+}
+
 /// Waits for the end of a process and of its output, and publishes it.
 async fn supervise(
     registry: Arc<Registry>,
@@ -138,14 +148,14 @@ async fn supervise(
     let Some(exited) = await_exit(exited).await else {
         return;
     };
+    // A container that is being destroyed no longer has figures.
+    let oom_kills = registry.with_container(&container, Container::oom_kills);
+    let oom_killed = matches!(oom_kills, Ok(Ok(1..)));
     handover.complete().await;
     let mut span = Span::new();
     span.name = "agent: hand over output".to_owned();
     span.start_ns = exited.monotonic_ns;
     span.end_ns = monotonic_ns();
-    // A container that is being destroyed no longer has figures.
-    let oom_kills = registry.with_container(&container, Container::oom_kills);
-    let oom_killed = matches!(oom_kills, Ok(Ok(1..)));
     sender.send_replace(Some(End {
         exited,
         oom_killed,
