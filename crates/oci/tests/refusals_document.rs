@@ -31,5 +31,8 @@ fn refusals_document_equals_the_table() {
     }
 
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == text, "docs/refusals.md is out of date: run with BULKHEAD_UPDATE_DOCS=1");
+    assert!(
+        written == text,
+        "docs/refusals.md is out of date: run with BULKHEAD_UPDATE_DOCS=1"
+    );
 }

@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bulkhead_hypervisor::Wanted;
 use bulkhead_oci::image::{Image, Limits, Store, Unpacked};
 use bulkhead_oci::run::{
     CapabilityOption, Security, parse_annotation, parse_cpus, parse_pids_limit, parse_size,
     parse_tmpfs, parse_volume, resolve_env,
 };
 use bulkhead_oci::{Bundle, RunOptions, spec_for_run};
+use bulkhead_sandbox::config::Config;
 use bulkhead_sandbox::id::Id;
 use bulkhead_sandbox::paths::{DATA_DIR, Paths};
 use oci_spec::runtime::Spec;
@@ -330,9 +332,26 @@ fn run_options(id: &Id, args: &Args, image: Option<&Unpacked>) -> Result<RunOpti
             .iter()
             .map(|text| parse_annotation(text))
             .collect::<Result<_, _>>()?,
-        // No guest kernel of ours runs 32-bit programs.
-        compat_32_bit: false,
+        compat_32_bit: guest_runs_32_bit(args),
     })
+}
+
+/// Whether the guest's kernel runs 32-bit programs, as far as it can be told before the sandbox process
+/// chooses it. What is wrong with the choice is the sandbox process's to say.
+fn guest_runs_32_bit(args: &Args) -> bool {
+    let config = Config::load().unwrap_or_default();
+    let wanted = match args.hypervisor.as_deref().unwrap_or(&config.hypervisor) {
+        "uml" => Wanted::Uml,
+        "qemu" => Wanted::Qemu,
+        _ => Wanted::Auto,
+    };
+    let Ok(choice) = bulkhead_hypervisor::choose(wanted) else {
+        return false;
+    };
+    let name = args.kernel.as_deref().or(config.kernel.as_deref());
+    bulkhead_kernels::Store::open(&bulkhead_kernels::lib_dir())
+        .find(choice.driver.flavour(), name)
+        .is_ok_and(|kernel| kernel.has("IA32_EMULATION"))
 }
 
 fn capabilities(names: &[String]) -> Result<Vec<CapabilityOption>, CommandError> {
