@@ -43,7 +43,9 @@ pub async fn container(
     match bring_to_gate(service, id, child, streams, exited.clone()).await {
         Ok(process) => {
             timeline.lap("agent: set up container");
-            let response = response(&process, timeline.into_spans());
+            let mut response = response(&process, timeline.into_spans());
+            response.boot_spans = service.boot.to_vec();
+            response.kernel_release = super::info::kernel_release();
             reservation.fill(process, Some(container));
             Ok(response)
         }

@@ -5,13 +5,21 @@ use bulkhead_agent_api::messages::InfoResponse;
 use super::Service;
 use super::error::RpcError;
 
+/// `uname -r`.
+pub fn kernel_release() -> String {
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
+}
+
 /// Reads what the kernel says about itself, and adds the agent's own start.
 pub fn info(service: &Service) -> Result<InfoResponse, RpcError> {
     let system = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     let memory = rustix::system::sysinfo();
     let mut response = InfoResponse::new();
-    response.kernel_release = text(system.release());
+    response.kernel_release = kernel_release();
     response.kernel_version = text(system.version());
     response.machine = text(system.machine());
     response.agent_version = env!("CARGO_PKG_VERSION").to_owned();

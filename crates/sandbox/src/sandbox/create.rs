@@ -1,5 +1,7 @@
 //! `create`: from a booting machine to a container whose program has not been started.
 
+use bulkhead_agent_api::StartFailure;
+
 use super::*;
 
 impl Sandbox {
@@ -45,32 +47,48 @@ impl Sandbox {
                 Err(_elapsed) => Ok(None),
             }
         };
-        let answer = self.ask(&vm, "create the container", call).await?;
+        let answer = match self.ask(&vm, "create the container", call).await {
+            Err(error @ SandboxError::Agent(_)) => {
+                self.ask_about_guest(&vm, began).await;
+                return Err(error);
+            }
+            answer => answer?,
+        };
         let response = answer.ok_or(SandboxError::Silent(plan.config.start_timeout_s))?;
-        self.record_guest(&vm, &response.spans, began).await;
+        self.record_guest(&vm, &response, began);
         process.created(response.pid, streams);
         lock(&self.processes).insert(String::new(), process);
         self.update(|state| state.status = Status::Created)?;
         Ok(std::process::id())
     }
 
-    /// Puts the guest's own steps on the host's clock: both know the moment of the call home.
-    async fn record_guest(&self, vm: &Vm, spans: &[messages::Span], asked_ns: u64) {
+    /// The guest's steps of a start that failed in the guest.
+    async fn ask_about_guest(&self, vm: &Vm, asked_ns: u64) {
         let request = messages::InfoRequest::new();
         let info = vm.agent.info(Context::default(), &request);
-        let Ok(Ok(info)) = tokio::time::timeout(KILL_TIMEOUT, info).await else {
-            return;
-        };
+        if let Ok(Ok(info)) = tokio::time::timeout(KILL_TIMEOUT, info).await {
+            let known = messages::ProcessResponse {
+                boot_spans: info.spans,
+                kernel_release: info.kernel_release,
+                ..Default::default()
+            };
+            self.record_guest(vm, &known, asked_ns);
+        }
+    }
+
+    /// Puts the guest's own steps on the host's clock: both know the moment of the call home.
+    fn record_guest(&self, vm: &Vm, response: &messages::ProcessResponse, asked_ns: u64) {
+        let boot = &response.boot_spans;
         let connected = match *vm.home.state.borrow() {
             PortState::Connected(at_ns) => at_ns,
             PortState::Expected | PortState::Closed => now_ns(),
         };
-        let called = info.spans.last().map_or(0, |span| span.end_ns);
+        let called = boot.last().map_or(0, |span| span.end_ns);
         let on_host = |guest_ns: u64| connected.saturating_sub(called.saturating_sub(guest_ns));
-        let agent_began = info.spans.first().map_or(called, |span| span.start_ns);
+        let agent_began = boot.first().map_or(called, |span| span.start_ns);
         let mut timeline = lock(&self.timeline);
         timeline.add(Actor::Kernel, "boot", vm.launched_ns, on_host(agent_began));
-        for span in info.spans.iter().chain(spans) {
+        for span in boot.iter().chain(&response.spans) {
             let shift = connected.saturating_sub(called);
             let (start, end) = (
                 span.start_ns.saturating_add(shift),
@@ -81,7 +99,7 @@ impl Sandbox {
         timeline.add(Actor::Host, "wait for the container", asked_ns, now_ns());
         drop(timeline);
         if let Some(state) = lock(&self.state).as_mut() {
-            state.guest_release = info.kernel_release.chars().take(120).collect();
+            state.guest_release = response.kernel_release.chars().take(120).collect();
         }
     }
 
@@ -93,16 +111,7 @@ impl Sandbox {
         };
         let failure = match error {
             SandboxError::Ended(failure) => failure.clone(),
-            error => Failure {
-                cause: crate::error::chain(error),
-                evidence: machine.as_ref().map_or_else(Vec::new, |vm| {
-                    let text = vm.console.text();
-                    crate::failure::tail(&text, 12)
-                        .map(|line| format!("console: {line}"))
-                        .collect()
-                }),
-                fix: "The message names what to change".into(),
-            },
+            error => explain(error, machine.as_deref()),
         };
         self.torn_down.send_replace(true);
         if let Some(vm) = machine {
@@ -111,5 +120,36 @@ impl Sandbox {
         self.keep_record(&failure);
         sweep::remove(&self.paths);
         self.done.notify_one();
+    }
+}
+
+/// What `bulkhead why` says of an error that is not the machine's end.
+fn explain(error: &SandboxError, machine: Option<&Vm>) -> Failure {
+    let text = crate::error::chain(error);
+    let (kind, cause) = StartFailure::parse(&text);
+    let fix = match (kind, error) {
+        (StartFailure::NotFound, _) => {
+            "Check the command's spelling and PATH; `bulkhead run … -- ls` shows what is there"
+        }
+        (StartFailure::NotExecutable, _) => {
+            "Check its permissions, and that it is made for this architecture"
+        }
+        (StartFailure::Other, SandboxError::Plan(_)) => {
+            "Nothing was started; change what the cause names"
+        }
+        (StartFailure::Other, SandboxError::Silent(_)) => {
+            "See the console lines for how far the guest came"
+        }
+        (StartFailure::Other, _) => {
+            "Change what the cause names; `bulkhead doctor` checks the host"
+        }
+    };
+    let console = machine.map(|vm| vm.console.text()).unwrap_or_default();
+    Failure {
+        cause: cause.to_owned(),
+        evidence: crate::failure::tail(&console, 12)
+            .map(|line| format!("console: {line}"))
+            .collect(),
+        fix: fix.into(),
     }
 }
