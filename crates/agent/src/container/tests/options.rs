@@ -24,10 +24,7 @@ fn words(options: &MountOptions) -> Vec<String> {
         (MountFlags::LAZYTIME, "lazytime"),
         (MountFlags::PERMIT_MANDATORY_FILE_LOCKING, "mand"),
         (MountFlags::SILENT, "silent"),
-        (
-            MountFlags::from_bits_retain(libc::MS_I_VERSION as u32),
-            "iversion",
-        ),
+        (MountFlags::from_bits_retain(1 << 23), "iversion"),
     ] {
         add(options.superblock.contains(flag), word);
     }
