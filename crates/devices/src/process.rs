@@ -26,8 +26,9 @@ use crate::vsock::mux::Mux;
 /// deepest path is a directory listing.
 const STACK: usize = 256 * 1024;
 
-/// A limit of open files that no guest reaches; at most the kernel's `fs.nr_open`.
-const MANY_FDS: u64 = 1_000_000;
+/// The limit of open files to aim for. More files than in most images, and few enough that the
+/// host's memory for them (about 1.5 KiB each) stays within bounds if a guest wants them all.
+const MANY_FDS: u64 = 1 << 18;
 
 /// What `bulkhead device` is started with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -154,6 +155,10 @@ pub fn serve(resources: Resources, fs: &FsConfig, guest_cid: u64) -> Result<(), 
         return Err(DeviceError::GuestCid { cid: guest_cid });
     }
     let setup = |what| move |source| DeviceError::Setup { what, source };
+    // A hypervisor that is gone must show as an error of the write, whatever our caller's main
+    // function made of the signal.
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let stop = Arc::new(
         EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(setup("make an event descriptor"))?,
     );
@@ -279,7 +284,7 @@ impl Resources {
     }
 }
 
-/// Raises the limit of open files as far as possible; returns what it is then.
+/// Raises the limit of open files as far as wanted and possible; returns how many there may be.
 fn raise_fd_limit() -> u64 {
     // With the power to do so (before the jail takes it), beyond the hard limit.
     let plenty = Rlimit {
@@ -297,7 +302,7 @@ fn raise_fd_limit() -> u64 {
         maximum: limit.maximum,
     };
     let limit = setrlimit(Resource::Nofile, raised).map_or(limit, |()| raised);
-    limit.current.unwrap_or(u64::MAX)
+    limit.current.map_or(MANY_FDS, |soft| soft.min(MANY_FDS))
 }
 
 /// Takes over the descriptor `fd` if it is what `is_right` wants.

@@ -242,6 +242,7 @@ impl Device for Vsock {
     fn disconnected(&mut self, vrings: &[Vring]) {
         // What the guest put into the ring before its end still counts: the last line of a
         // program's output is often there.
+        self.mux.guest_deaf();
         self.transmit_pending = true;
         if let (Some(memory), Some(vring)) = (
             self.memory.as_ref().map(GuestAddressSpace::memory),

@@ -145,11 +145,16 @@ impl Mux {
         let _ = self.wake.write(1);
     }
 
+    /// The guest takes no more packets; those it has sent may still be taken in.
+    pub fn guest_deaf(&mut self) {
+        self.guest_gone = true;
+        self.resets.clear();
+    }
+
     /// The guest is gone: what it sent is still delivered, nothing else happens.
     pub fn guest_gone(&mut self) {
-        self.guest_gone = true;
+        self.guest_deaf();
         self.expected.clear();
-        self.resets.clear();
         let all: Vec<usize> = self.pairs.values().copied().collect();
         for slot in all {
             self.detach(slot);
@@ -199,8 +204,8 @@ impl Mux {
         };
         let len = if header.op == Op::Data { header.len } else { 0 };
         match connection.stream.receive(header, len) {
-            Ok(Incoming::Nothing | Incoming::Discard) => {}
-            Ok(Incoming::Deliver) => connection.deliver(payload),
+            Ok(Incoming::Deliver) if !payload.is_empty() => connection.deliver(payload),
+            Ok(Incoming::Nothing | Incoming::Discard | Incoming::Deliver) => {}
             Ok(Incoming::Connected) => {
                 let event = Event::Connected {
                     port: header.pair.host,
@@ -228,7 +233,7 @@ impl Mux {
                 if theirs.send && theirs.receive {
                     // The guest waits for this before it forgets the stream; what is left to
                     // write does not need it any more.
-                    self.resets.push_back(header.pair);
+                    self.owe_reset(header.pair);
                     self.detach(slot);
                     return;
                 }
@@ -246,7 +251,7 @@ impl Mux {
     fn accept(&mut self, request: &Header) {
         let pair = request.pair;
         let Some(ends) = self.expected.remove(&pair.host) else {
-            self.resets.push_back(pair);
+            self.owe_reset(pair);
             return;
         };
         match self.connect(Stream::accepted(request), ends) {
@@ -259,15 +264,21 @@ impl Mux {
             }
             Err(e) => {
                 log::error!("vsock: cannot serve port {}: {e}", pair.host);
-                self.resets.push_back(pair);
+                self.owe_reset(pair);
                 self.tell(Event::Refused { port: pair.host });
             }
         }
     }
 
+    fn owe_reset(&mut self, pair: Pair) {
+        if !self.guest_gone {
+            self.resets.push_back(pair);
+        }
+    }
+
     /// Answers a bad packet: whatever stream it names ends.
     fn reset(&mut self, pair: Pair) {
-        self.resets.push_back(pair);
+        self.owe_reset(pair);
         if let Some(&slot) = self.pairs.get(&pair) {
             self.detach(slot);
         }
@@ -453,8 +464,8 @@ impl Mux {
             if pair.host != port {
                 continue;
             }
-            if connection.attached && !self.guest_gone {
-                self.resets.push_back(pair);
+            if connection.attached {
+                self.owe_reset(pair);
             }
             self.remove(slot, Some(Event::Closed { port }));
         }
@@ -496,12 +507,12 @@ impl Mux {
         let Some(connection) = connection(&mut self.slots, slot) else {
             return;
         };
-        let port = connection.stream.pair().host;
+        let pair = connection.stream.pair();
         if connection.is_useless() {
-            self.resets.push_back(connection.stream.pair());
+            self.owe_reset(pair);
             self.detach(slot);
         } else if connection.is_over() {
-            self.remove(slot, Some(Event::Closed { port }));
+            self.remove(slot, Some(Event::Closed { port: pair.host }));
         } else if !connection.queued && connection.wants_output() {
             connection.queued = true;
             self.queue.push_back(slot);
