@@ -2,7 +2,8 @@
 
 PREFIX ?= /usr/local
 HYPERVISOR ?= auto
-XTASK := cargo run --quiet --locked --package xtask --
+# The first time there is something to look at while it compiles.
+XTASK := cargo run $(if $(wildcard target/debug/xtask),--quiet) --locked --package xtask --
 
 .PHONY: help run test bench build kernel install uninstall clean
 

@@ -98,7 +98,7 @@ pub fn host() -> Result<PathBuf> {
 fn cargo_static(triple: &str, rustflags: &str) -> Result<std::process::Command> {
     let mut cargo = cargo();
     cargo
-        .args(["build", "--locked", "--quiet"])
+        .args(["build", "--locked"])
         .arg(format!("--target={triple}"))
         .env("RUSTFLAGS", rustflags)
         .env("LIBSECCOMP_LINK_TYPE", "static")

@@ -235,12 +235,17 @@ fn obtain(recipe: &Recipe, inputs: &Inputs) -> Result<PathBuf> {
     );
     let start = Instant::now();
     let source = unpack(&cache, inputs)?;
-    let work = cache.join(format!("work-{}", recipe.flavour));
-    remove(&work)?; // what a build that was killed left
-    fs::create_dir(&work).with_context(|| format!("Cannot create {}", work.display()))?;
+    // Named by the key: a build that was interrupted goes on where it was.
+    let work = cache.join(format!("work-{}", inputs.key(recipe)));
+    if !work.is_dir() {
+        remove_all(&cache, &format!("work-{}", recipe.flavour))?;
+        fs::create_dir(&work).with_context(|| format!("Cannot create {}", work.display()))?;
+    }
     configure(recipe, inputs, &source, &work)?;
     compile(recipe, &source, &work)?;
     let fresh = work.join("result");
+    remove(&fresh)?;
+    remove(&built)?;
     fs::create_dir(&fresh)?;
     let image = fresh.join(recipe.target);
     run(command("objcopy")
@@ -288,18 +293,24 @@ fn remove(dir: &Path) -> Result<()> {
     }
 }
 
+/// Removes the directories whose names begin with `prefix`.
+fn remove_all(cache: &Path, prefix: &str) -> Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Unpacks and patches the source, unless that has been done.
 fn unpack(cache: &Path, inputs: &Inputs) -> Result<PathBuf> {
     let source = cache.join(inputs.source_key());
     if source.is_dir() {
         return Ok(source);
     }
-    for entry in fs::read_dir(cache)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("source-") {
-            remove(&entry.path())?; // of another version
-        }
-    }
+    remove_all(cache, "source-")?; // of other versions, and unfinished ones
     let sum = output(command("md5sum").arg(TARBALL))?;
     ensure!(
         sum.starts_with(&inputs.source_sum),
