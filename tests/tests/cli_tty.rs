@@ -70,7 +70,7 @@ fn resize_reaches_process(test: &Test) {
 }
 
 fn interrupt_key_ends_process(test: &Test) {
-    let script = "trap 'echo interrupted; exit 42' INT; echo ready; sleep 1000";
+    let script = "trap 'echo interrupted; exit 42' INT; sleep 1000 & echo ready; wait";
     let mut pty = Pty::start(with_terminal(test, script).invocation(), 80, 24);
     pty.read_until("ready");
 

@@ -5,9 +5,11 @@ use std::ops::{Deref, DerefMut};
 
 use serde_json::Value;
 
+use super::inventory;
 use super::invocation::{Invocation, Output};
 use super::running::Running;
 use super::test::Test;
+use super::wait;
 
 /// A container whose `run` command is attached. It is removed when dropped, by force.
 #[derive(Debug)]
@@ -94,7 +96,7 @@ impl<'t> Container<'t> {
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         let sandbox = self.state()["pid"].as_u64().unwrap_or_default();
-        super::inventory::tree(u32::try_from(sandbox).unwrap_or_default())
+        inventory::tree(u32::try_from(sandbox).unwrap_or_default())
     }
 }
 
@@ -114,12 +116,14 @@ impl DerefMut for Container<'_> {
 
 impl Drop for Container<'_> {
     fn drop(&mut self) {
-        // Kills the command if it still runs.
-        self.run = None;
         if std::thread::panicking() {
-            // The test is going to tell about it first.
-            return;
+            // While there is something to be told.
+            return self.test.tell();
         }
+        let processes = self.run.as_ref().map(|run| inventory::tree(run.pid()));
+        // Kills the command if it still runs; what it had started ends by itself.
+        self.run = None;
+        processes.into_iter().flatten().for_each(wait::gone);
         if self.test.driver.is_peer() || self.test.root().join(&self.id).exists() {
             let _ = self.test.verb(["delete", "--force", &self.id]).output();
         }

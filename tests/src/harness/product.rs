@@ -58,7 +58,10 @@ impl Product {
     #[must_use]
     pub fn kernels(&self) -> Vec<serde_json::Value> {
         let dir = std::fs::read_dir(self.lib.join("kernels")).expect("kernels are installed");
-        dir.map(|entry| entry.unwrap().path().join("manifest.json"))
+        // Links are the choices of a default.
+        dir.map(|entry| entry.unwrap().path())
+            .filter(|path| !path.is_symlink())
+            .map(|path| path.join("manifest.json"))
             .filter(|path| path.exists())
             .map(|path| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
             .collect()
