@@ -6,6 +6,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
@@ -72,6 +75,21 @@ pub fn claim(paths: &Paths) -> Result<OwnedFd, ClaimError> {
 /// When the directory cannot be opened.
 pub fn take_over(paths: &Paths) -> io::Result<Option<OwnedFd>> {
     lock(&paths.dir(), true)
+}
+
+/// Waits until nobody owns a directory any more, or it is gone. False if somebody still does after
+/// `limit`.
+#[must_use]
+pub fn wait_until_free(paths: &Paths, limit: Duration) -> bool {
+    let (sender, free) = mpsc::channel();
+    let dir = paths.dir();
+    // There is no flock with a limit; the thread ends with the process at the latest.
+    thread::spawn(move || {
+        let waited = lock(&dir, false);
+        // Nobody listens any more once the limit has passed.
+        let _ = sender.send(waited.is_ok() || !dir.exists());
+    });
+    free.recv_timeout(limit).unwrap_or(false)
 }
 
 fn lock(dir: &Path, try_only: bool) -> io::Result<Option<OwnedFd>> {

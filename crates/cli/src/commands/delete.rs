@@ -2,7 +2,9 @@
 
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use bulkhead_sandbox::claim;
 use bulkhead_sandbox::paths::Paths;
 use bulkhead_sandbox::state::{ProcessRef, State, Status};
 use bulkhead_sandbox::sweep::{self, Found};
@@ -13,6 +15,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::common;
 use crate::error::CommandError;
 use crate::options::Globals;
+
+/// How long somebody else may take with a container that is to be removed by force.
+const OWNER_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -32,7 +37,13 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
 }
 
 fn delete(paths: &Paths, force: bool) -> Result<(), CommandError> {
-    let found = match sweep::inspect(paths) {
+    let mut found = sweep::inspect(paths);
+    if force && matches!(found, Ok(Found::Starting)) {
+        // It is being made, or being put away; either takes a moment.
+        let _ = claim::wait_until_free(paths, OWNER_LIMIT);
+        found = sweep::inspect(paths);
+    }
+    let found = match found {
         // As runc: what is not there need not be removed.
         Err(_) if force => return Ok(()),
         found => found?,
