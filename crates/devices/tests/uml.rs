@@ -1,6 +1,6 @@
 //! Both devices in front of a real kernel in User-Mode Linux.
 //!
-//! Needs root and `BULKHEAD_TEST_UML=<kernel>`; says so and passes otherwise.
+//! Needs root and a guest kernel: that of the build tree, or `BULKHEAD_TEST_UML=<kernel>`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
 
 mod common;

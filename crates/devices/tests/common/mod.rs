@@ -31,21 +31,46 @@ pub enum Hypervisor {
 impl Hypervisor {
     /// User-Mode Linux, if there is a kernel for it.
     pub fn uml() -> Option<Self> {
-        kernel("BULKHEAD_TEST_UML").map(Self::Uml)
+        kernel("BULKHEAD_TEST_UML", "default-uml/linux").map(Self::Uml)
     }
 
     /// QEMU without hardware help, if there is a kernel for it.
     pub fn qemu() -> Option<Self> {
-        kernel("BULKHEAD_TEST_VMLINUX").map(Self::Qemu)
+        kernel("BULKHEAD_TEST_VMLINUX", "default-vm/vmlinux").map(Self::Qemu)
     }
 }
 
-fn kernel(variable: &str) -> Option<PathBuf> {
-    let path = std::env::var_os(variable).map(PathBuf::from);
-    if path.is_none() {
-        eprintln!("skipped: {variable} does not name a guest kernel");
+/// The kernel that `variable` names, or that of the build tree. Without either, and without the
+/// privileges that the jail takes, the test is recorded as skipped.
+fn kernel(variable: &str, built: &str) -> Option<PathBuf> {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/lib/bulkhead/kernels");
+    let path = std::env::var_os(variable).map_or(tree.join(built), PathBuf::from);
+    if !path.is_file() {
+        skip(&format!(
+            "there is no guest kernel {}; set {variable}",
+            path.display()
+        ));
+        return None;
     }
-    path
+    if !rustix::process::geteuid().is_root() {
+        skip("the device process's jail needs root");
+        return None;
+    }
+    Some(path)
+}
+
+/// Records that the running test cannot run here.
+fn skip(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    eprintln!("skipped: {name}: {reason}");
+    if let Some(list) = std::env::var_os("BULKHEAD_SKIPS") {
+        let mut list = File::options()
+            .append(true)
+            .create(true)
+            .open(list)
+            .unwrap();
+        writeln!(list, "{name}: {reason}").unwrap();
+    }
 }
 
 pub struct Machine {
