@@ -5,13 +5,40 @@ use std::os::fd::OwnedFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
-use rustix::pipe::{SpliceFlags, splice};
+use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, splice};
 
 use crate::watched::Watched;
 
-/// The most that is moved with one system call. More than a pipe holds (64 KiB unless somebody made
-/// it larger).
+/// The most that is moved with one system call. More than a pipe holds.
 const CHUNK: usize = 1 << 20;
+
+/// What a new pipe holds, in bytes.
+const PIPE: usize = 64 << 10;
+
+/// What the pipe of a stream that carries much holds, in bytes: as much as is under way on the
+/// socket. Larger is no faster.
+const LARGE_PIPE: usize = 256 << 10;
+
+/// Whether a pipe carries so much that it deserves more room.
+///
+/// A system call and a change between processes cost more in a guest than copying some kilobytes: a
+/// larger pipe makes both rarer. Its memory is taken as bytes come in, and its making costs a system
+/// call, so that only a pipe that was found half full gets it.
+#[derive(Debug, Default)]
+pub struct Room {
+    enlarged: bool,
+}
+
+impl Room {
+    /// Takes notice of `count` bytes that were moved at once to or from `pipe`.
+    pub fn moved(&mut self, pipe: &Watched, count: usize) {
+        if count >= PIPE / 2 && !self.enlarged {
+            self.enlarged = true;
+            // Refused when the guest is short of memory: then it stays as it is.
+            let _ = fcntl_setpipe_size(pipe.get_ref(), LARGE_PIPE);
+        }
+    }
+}
 
 /// What became of an attempt to move bytes.
 #[derive(Debug, PartialEq, Eq)]
