@@ -155,3 +155,24 @@ pub const fn number(capability: Capability) -> u8 {
         Capability::CheckpointRestore => 40,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_the_kernels_capability_of_that_name() {
+        // In the kernel's order.
+        let names = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP \
+            LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER \
+            SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE \
+            SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP \
+            MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF \
+            CHECKPOINT_RESTORE";
+        for (index, name) in names.split_whitespace().enumerate() {
+            let parsed: Capability = serde_json::from_value(format!("CAP_{name}").into()).unwrap();
+
+            assert_eq!(usize::from(number(parsed)), index, "{name}");
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::{
     ffi::CString,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::Path,
+    sync::atomic::AtomicBool,
 };
 
 use oci_spec::runtime::{Linux, Spec};
@@ -65,6 +66,7 @@ impl Container {
                     personality: linux.and_then(|linux| linux.personality().clone()),
                     rootfs: rootfs.to_owned(),
                     cgroup,
+                    frozen: AtomicBool::new(false),
                 };
                 Ok((container, child))
             }

@@ -24,6 +24,9 @@ pub enum ContainerError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A further process was asked for in a frozen container.
+    #[error("Could not start a process in a paused container; resume it first")]
+    Paused,
     /// The kernel refused something the agent did for the container.
     #[error("Could not {step}{}", .field.as_ref().map(|field| format!(" ({field})")).unwrap_or_default())]
     System {
@@ -66,6 +69,11 @@ impl ContainerError {
             field: None,
             source: source.into(),
         }
+    }
+
+    /// Whether the kernel said that something is in use.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Self::System { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
     }
 
     /// The exit code a shell gives for it: 127 for a program that was not

@@ -1,6 +1,6 @@
 //! Creating a further process in a container.
 
-use std::os::fd::AsFd;
+use std::{os::fd::AsFd, sync::atomic::Ordering};
 
 use oci_spec::runtime::Process;
 
@@ -19,6 +19,10 @@ impl Container {
     ///
     /// Does not wait for the child: see [`Child`].
     pub fn exec(&self, process: &Process, io: Io) -> Result<Child, ContainerError> {
+        if self.frozen.load(Ordering::Relaxed) {
+            // It would be born frozen and never get as far as to say so.
+            return Err(ContainerError::Paused);
+        }
         let terminal = match &io {
             Io::Pipes { .. } => None,
             Io::Terminal { columns, rows } => {
@@ -45,9 +49,14 @@ impl Container {
         } else {
             None
         };
-        let spawned = spawn::spawn(0, self.cgroup.as_fd(), || {
-            init::run_exec(&plan, &io, terminal.as_ref(), &pipes.child)
-        });
+        let run = || init::run_exec(&plan, &io, terminal.as_ref(), &pipes.child);
+        let spawned = match spawn::spawn(0, self.cgroup.as_fd(), run) {
+            Err(error) if error.is_busy() => self
+                .cgroup
+                .of_member(self.init)
+                .and_then(|group| spawn::spawn(0, group.as_fd(), run)),
+            result => result,
+        };
         if let Some(namespace) = pid_namespace {
             namespace.reset()?;
         }

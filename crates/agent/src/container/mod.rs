@@ -47,7 +47,12 @@ pub use error::ContainerError;
 pub use io::{Child, Io};
 pub use report::{Failure, FailureKind, Reports};
 
-use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use nix::{sys::signal::Signal, unistd::Pid};
 use oci_spec::runtime::LinuxPersonality;
@@ -83,6 +88,7 @@ pub struct Container {
     personality: Option<LinuxPersonality>,
     rootfs: PathBuf,
     cgroup: Cgroup,
+    frozen: AtomicBool,
 }
 
 impl Container {
@@ -94,12 +100,16 @@ impl Container {
     /// Freezes every process of the container; blocks until they stand still,
     /// at most ten seconds.
     pub fn pause(&self) -> Result<(), ContainerError> {
-        self.cgroup.freeze()
+        self.cgroup.freeze()?;
+        self.frozen.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Undoes [`Container::pause`].
     pub fn resume(&self) -> Result<(), ContainerError> {
-        self.cgroup.thaw()
+        self.cgroup.thaw()?;
+        self.frozen.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The processes of the container, by PID.

@@ -76,3 +76,51 @@ const fn resource(name: Type) -> Resource {
         Type::RlimitRttime => Resource::Rttime,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_the_kernels_limit_of_that_name() {
+        let names = [
+            ("RLIMIT_CPU", libc::RLIMIT_CPU),
+            ("RLIMIT_FSIZE", libc::RLIMIT_FSIZE),
+            ("RLIMIT_DATA", libc::RLIMIT_DATA),
+            ("RLIMIT_STACK", libc::RLIMIT_STACK),
+            ("RLIMIT_CORE", libc::RLIMIT_CORE),
+            ("RLIMIT_RSS", libc::RLIMIT_RSS),
+            ("RLIMIT_NPROC", libc::RLIMIT_NPROC),
+            ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE),
+            ("RLIMIT_MEMLOCK", libc::RLIMIT_MEMLOCK),
+            ("RLIMIT_AS", libc::RLIMIT_AS),
+            ("RLIMIT_LOCKS", libc::RLIMIT_LOCKS),
+            ("RLIMIT_SIGPENDING", libc::RLIMIT_SIGPENDING),
+            ("RLIMIT_MSGQUEUE", libc::RLIMIT_MSGQUEUE),
+            ("RLIMIT_NICE", libc::RLIMIT_NICE),
+            ("RLIMIT_RTPRIO", libc::RLIMIT_RTPRIO),
+            ("RLIMIT_RTTIME", libc::RLIMIT_RTTIME),
+        ];
+        for (name, number) in names {
+            let parsed: Type = name.parse().unwrap();
+
+            assert_eq!(resource(parsed) as u32, number, "{name}");
+        }
+    }
+
+    #[test]
+    fn infinite_limit_is_no_limit() {
+        let spec = r#"[{"type": "RLIMIT_CPU", "soft": 1, "hard": 18446744073709551615}]"#;
+        let spec: Vec<PosixRlimit> = serde_json::from_str(spec).unwrap();
+
+        let limits = plan(Some(&spec)).unwrap();
+
+        assert_eq!(
+            limits[0].value,
+            Rlimit {
+                current: Some(1),
+                maximum: None
+            }
+        );
+    }
+}

@@ -69,11 +69,13 @@ impl User {
         set_thread_groups(&self.groups)
             .during(|| "set the supplementary groups".to_owned())
             .map_err(field)?;
-        let gid = Gid::from_raw(self.gid);
-        set_thread_res_gid(gid, gid, gid)
-            .during(|| format!("become group {}", self.gid))
-            .map_err(field)?;
         // The agent is root already.
+        if self.gid != 0 {
+            let gid = Gid::from_raw(self.gid);
+            set_thread_res_gid(gid, gid, gid)
+                .during(|| format!("become group {}", self.gid))
+                .map_err(field)?;
+        }
         if self.uid != 0 {
             let uid = Uid::from_raw(self.uid);
             set_keep_capabilities(true)

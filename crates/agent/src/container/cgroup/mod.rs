@@ -16,7 +16,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use oci_spec::runtime::LinuxResources;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, unlinkat},
+    fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat},
     io::Errno,
 };
 
@@ -114,6 +114,23 @@ impl Cgroup {
     /// For `clone3`, which starts processes in the group.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+
+    /// The group that a process of the container is in. A container that makes
+    /// groups of its own and shares controllers out among them can have no
+    /// processes beside these groups, cgroups(7).
+    pub fn of_member(&self, pid: Pid) -> Result<OwnedFd, ContainerError> {
+        let step = || format!("find the control group of process {pid}");
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).while_trying(step)?;
+        let inside = groups.lines().find_map(|line| {
+            let path = Path::new(line.strip_prefix("0::/")?);
+            path.strip_prefix(self.path.file_name()?).ok()
+        });
+        let inside = inside.ok_or(Errno::NOENT).while_trying(step)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let inside = Path::new(".").join(inside);
+        openat2(&self.dir, inside, flags, Mode::empty(), resolve).while_trying(step)
     }
 
     fn open(&self, file: &str, flags: OFlags) -> Result<OwnedFd, Errno> {

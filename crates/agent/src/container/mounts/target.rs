@@ -65,6 +65,11 @@ pub fn any(path: &CStr, leaf: impl FnOnce() -> Result<Leaf, Errno>) -> Step<Borr
     .during(|| format!("make {} to mount on", shown(path)))
 }
 
+/// Makes the directory `path` and its parents.
+pub fn make_directory(path: &CStr) -> Result<(), Errno> {
+    make(path, Leaf::Directory).map(drop)
+}
+
 /// Walks `path` name by name, following links by hand, because what a dangling
 /// link points to has to be made as well.
 fn make(path: &CStr, leaf: Leaf) -> Result<BorrowedFd<'static>, Errno> {

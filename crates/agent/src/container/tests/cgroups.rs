@@ -266,3 +266,24 @@ fn group_is_the_root_of_what_the_container_sees() {
     assert!(outcome.output().contains("No such file"), "{outcome:?}");
     assert!(Path::new("/sys/fs/cgroup").exists());
 }
+
+#[test]
+#[ignore = "needs the controllers of cgroup v2"]
+fn further_process_joins_the_first_where_the_container_has_groups_of_its_own() {
+    let rootfs = rootfs();
+    let cgroup = json!({"destination": "/sys/fs/cgroup", "type": "cgroup2", "source": "cgroup"});
+    let script = "cd /sys/fs/cgroup; mkdir own; echo 1 > own/cgroup.procs; \
+        echo +pids > cgroup.subtree_control; echo up; sleep 1000";
+    let process =
+        with(shell("cat /proc/self/cgroup"), "/process/cwd", json!("/"))["process"].take();
+
+    let outcome = isolated(|| {
+        let sleeper =
+            Sleeper::start_and_wait(rootfs.path(), with(shell(script), "/mounts/-", cgroup));
+        let outcome = sleeper.exec(process);
+        sleeper.kill();
+        outcome
+    });
+
+    assert_eq!(outcome.output(), "0::/own\n");
+}

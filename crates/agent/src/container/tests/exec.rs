@@ -144,3 +144,21 @@ fn further_process_sees_what_the_container_has_mounted() {
 
     assert_eq!(outcome.output(), "bound\n");
 }
+
+#[test]
+fn further_process_of_a_paused_container_is_refused() {
+    let rootfs = rootfs();
+
+    let (paused, resumed) = isolated(|| {
+        let sleeper = Sleeper::start(rootfs.path(), sleeping());
+        sleeper.container.pause().unwrap();
+        let paused = sleeper.exec(process("true"));
+        sleeper.container.resume().unwrap();
+        let resumed = sleeper.exec(process("true"));
+        sleeper.kill();
+        (paused, resumed)
+    });
+
+    assert!(paused.failure().contains("resume it first"), "{paused:?}");
+    assert_eq!(resumed.output(), "");
+}

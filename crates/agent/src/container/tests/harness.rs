@@ -376,7 +376,7 @@ pub fn run(spec: Value) -> Outcome {
 pub struct Sleeper {
     pub container: Container,
     pub pid: Pid,
-    _ends: Ends,
+    ends: Ends,
     _status: OwnedFd,
 }
 
@@ -391,9 +391,16 @@ impl Sleeper {
         Self {
             container,
             pid,
-            _ends: ends,
+            ends,
             _status: status,
         }
+    }
+
+    /// [`Self::start`], and waits until the process has printed something.
+    pub fn start_and_wait(rootfs: &Path, spec: Value) -> Self {
+        let sleeper = Self::start(rootfs, spec);
+        wait_readable(&sleeper.ends.stdout);
+        sleeper
     }
 
     /// Runs a further process and waits for it.

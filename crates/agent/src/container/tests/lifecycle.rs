@@ -227,3 +227,16 @@ fn statistics_count_processes_and_time() {
     // `cpu.stat` has usage even without the controller.
     assert!(stats > 0, "{stats}");
 }
+
+#[test]
+fn paused_container_can_be_destroyed() {
+    let rootfs = rootfs();
+
+    let code = isolated(|| {
+        let sleeper = Sleeper::start(rootfs.path(), sleeping());
+        sleeper.container.pause().unwrap();
+        sleeper.kill()
+    });
+
+    assert_eq!(code, -9);
+}

@@ -471,3 +471,20 @@ fn unknown_file_system_is_an_error_naming_the_mount() {
     assert!(outcome.failure().contains("nonesuchfs"), "{outcome:?}");
     assert!(outcome.failure().contains("mounts[6]"), "{outcome:?}");
 }
+
+#[test]
+fn copied_up_tmpfs_below_another_mount_begins_with_what_it_hides() {
+    let (_keep, source) = outside();
+    fs::write(source.join("file"), "text\n").unwrap();
+    let tmpfs = json!({"destination": "/dev/up", "type": "tmpfs", "source": "tmpfs",
+        "options": ["tmpcopyup"]});
+    let spec = with(
+        shell("cat /dev/up/file"),
+        "/mounts/-",
+        bind(&source, "/dev/up", &["bind"]),
+    );
+
+    let outcome = run(with(spec, "/mounts/-", tmpfs));
+
+    assert_eq!(outcome.output(), "text\n");
+}
