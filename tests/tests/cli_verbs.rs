@@ -34,6 +34,7 @@ suite! {
         delete_running_is_refused,
         delete_stopped_removes,
         delete_missing_is_an_error_unless_forced,
+        paused_container_refuses_exec_and_can_be_killed,
         doctor_passes_with_evidence_and_remedies,
         doctor_without_kernels_fails,
         completion_scripts_are_valid,
@@ -328,6 +329,20 @@ fn pause_freezes_and_resume_thaws(test: &Test) {
     assert!(!answered);
     assert_eq!(resumed["status"], "running");
     assert_eq!(&answer, b"hello\n");
+}
+
+fn paused_container_refuses_exec_and_can_be_killed(test: &Test) {
+    let mut container = answering(test);
+    container.verb("pause", &[]).output().expect_code(0);
+
+    let exec = container.exec(["true"]).output();
+    let pause = container.verb("pause", &[]).output();
+    container.kill("KILL");
+
+    exec.expect_code(255);
+    exec.expect_error(&[&container.id, "paused"]);
+    pause.expect_error(&[&container.id, "paused"]);
+    container.end().expect_code(137);
 }
 
 fn doctor_passes_with_evidence_and_remedies(test: &Test) {

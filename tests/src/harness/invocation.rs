@@ -109,6 +109,16 @@ impl Invocation {
         self
     }
 
+    /// Has a shell run it, as `"$@"` of a script; for redirections.
+    #[must_use]
+    pub fn in_shell(mut self, script: &str) -> Self {
+        let program = std::mem::replace(&mut self.program, "/bin/sh".into());
+        let shell = ["-c", script, "sh"].map(OsString::from);
+        self.args
+            .splice(0..0, shell.into_iter().chain([program.into()]));
+        self
+    }
+
     /// Lets it take longer than anything should.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
