@@ -1,5 +1,7 @@
 //! What cannot be run is refused in one line that names cause and remedy, and leaves nothing.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod bundles;
 mod expect;
 mod fields;

@@ -1,6 +1,8 @@
 //! Nothing is left, nothing is lost: whichever process ends at whichever moment, every trace of the
 //! container goes, and what is reported is true.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod crowd;
 mod exhausted;
 mod guest;

@@ -1,6 +1,8 @@
 //! The walls around the processes that read a guest's bytes, seen from outside through `/proc` while
 //! a container runs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod host;
 
 use std::collections::BTreeSet;
