@@ -84,16 +84,15 @@ impl Sandbox {
             PortState::Expected | PortState::Closed => now_ns(),
         };
         let called = boot.last().map_or(0, |span| span.end_ns);
-        let on_host = |guest_ns: u64| connected.saturating_sub(called.saturating_sub(guest_ns));
+        // The guest may have been kept from looking at its clock for long after the call; its clock
+        // began with the machine in any case, never before it.
+        let shift = connected.saturating_sub(called).max(vm.launched_ns);
+        let on_host = |guest_ns: u64| guest_ns.saturating_add(shift);
         let agent_began = boot.first().map_or(called, |span| span.start_ns);
         let mut timeline = lock(&self.timeline);
         timeline.add(Actor::Kernel, "boot", vm.launched_ns, on_host(agent_began));
         for span in boot.iter().chain(&response.spans) {
-            let shift = connected.saturating_sub(called);
-            let (start, end) = (
-                span.start_ns.saturating_add(shift),
-                span.end_ns.saturating_add(shift),
-            );
+            let (start, end) = (on_host(span.start_ns), on_host(span.end_ns));
             timeline.add(Actor::Agent, &span.name, start, end);
         }
         timeline.add(Actor::Host, "wait for the container", asked_ns, now_ns());
