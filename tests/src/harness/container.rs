@@ -93,10 +93,15 @@ impl<'t> Container<'t> {
     }
 
     /// The processes of the machine: the sandbox process and its descendants, as they are now.
+    ///
+    /// # Panics
+    /// When the container does not run.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
-        let sandbox = self.state()["pid"].as_u64().unwrap_or_default();
-        inventory::tree(u32::try_from(sandbox).unwrap_or_default())
+        let state = self.state();
+        let sandbox = state["pid"].as_u64().filter(|pid| *pid > 0);
+        let sandbox = sandbox.unwrap_or_else(|| panic!("it does not run: {state}"));
+        inventory::tree(u32::try_from(sandbox).unwrap())
     }
 }
 
@@ -120,7 +125,8 @@ impl Drop for Container<'_> {
             // While there is something to be told.
             return self.test.tell();
         }
-        let processes = self.run.as_ref().map(|run| inventory::tree(run.pid()));
+        let running = self.run.as_mut().filter(|run| run.is_running());
+        let processes = running.map(|run| inventory::tree(run.pid()));
         // Kills the command if it still runs; what it had started ends by itself.
         self.run = None;
         processes.into_iter().flatten().for_each(wait::gone);

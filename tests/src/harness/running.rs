@@ -187,7 +187,7 @@ impl Running {
     /// # Panics
     /// Never for a child of ours.
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        !self.ended && self.child.try_wait().unwrap().is_none()
     }
 
     /// Waits for its end; input that is still open is closed first.
