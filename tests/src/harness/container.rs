@@ -125,11 +125,13 @@ impl Drop for Container<'_> {
             // While there is something to be told.
             return self.test.tell();
         }
-        let running = self.run.as_mut().filter(|run| run.is_running());
-        let processes = running.map(|run| inventory::tree(run.pid()));
+        let processes = match &mut self.run {
+            Some(run) if run.is_running() => inventory::tree(run.pid()),
+            _ => Vec::new(),
+        };
         // Kills the command if it still runs; what it had started ends by itself.
         self.run = None;
-        processes.into_iter().flatten().for_each(wait::gone);
+        processes.into_iter().for_each(wait::gone);
         if self.test.driver.is_peer() || self.test.root().join(&self.id).exists() {
             let _ = self.test.verb(["delete", "--force", &self.id]).output();
         }
