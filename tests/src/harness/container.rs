@@ -125,10 +125,11 @@ impl Drop for Container<'_> {
             // While there is something to be told.
             return self.test.tell();
         }
-        let processes = match &mut self.run {
-            Some(run) if run.is_running() => inventory::tree(run.pid()),
-            _ => Vec::new(),
-        };
+        let processes = self
+            .run
+            .as_mut()
+            .and_then(|run| run.is_running().then(|| inventory::tree(run.pid())))
+            .unwrap_or_default();
         // Kills the command if it still runs; what it had started ends by itself.
         self.run = None;
         processes.into_iter().for_each(wait::gone);
