@@ -30,7 +30,13 @@
 
 static void fail(const char *what)
 {
-	fprintf(stderr, "crash: %s: %s\n", what, strerror(errno));
+	const char *why = strerror(errno);
+	int log = open("/../dev/kmsg", O_WRONLY);
+
+	/* A helper of the kernel has no other way to tell. */
+	if (log >= 0)
+		dprintf(log, "<0>crash: %s: %s\n", what, why);
+	fprintf(stderr, "crash: %s: %s\n", what, why);
 	exit(3);
 }
 
@@ -55,22 +61,35 @@ static void mount_proc(void)
 		fail("mount proc");
 }
 
-/* Has the kernel start `crash HELPER ID` outside of all containers, and dies. */
+/*
+ * Has the kernel start `crash HELPER ID` outside of all containers, by a child that dies: the
+ * container's own first process is immune to the signals it sends itself.
+ */
 static void from_outside(const char *id, const char *helper)
 {
 	char pattern[128];
 	struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
 
 	mount_proc();
-	if (snprintf(pattern, sizeof(pattern), "|/run/bulkhead/share/%s/rootfs/crash %s %s", id, helper,
-		id) >= (int)sizeof(pattern))
+	/*
+	 * The agent has laid its root over the kernel's own, where the helper starts: `..` at the root
+	 * leads up to it.
+	 */
+	if (snprintf(pattern, sizeof(pattern), "|/../run/bulkhead/share/%s/rootfs/crash %s %s", id,
+		helper, id) >= (int)sizeof(pattern))
 		fail("the container's name is too long");
 	put("/tmp/proc/sys/kernel/core_pattern", pattern);
 	setrlimit(RLIMIT_CORE, &unlimited);
 	now();
-	signal(SIGSEGV, SIG_DFL);
-	raise(SIGSEGV);
-	pause();
+	pid_t child = fork();
+	if (child == 0) {
+		signal(SIGSEGV, SIG_DFL);
+		raise(SIGSEGV);
+		_exit(4);
+	}
+	int status = 0;
+	if (waitpid(child, &status, 0) != child || !WIFSIGNALED(status))
+		fail("dump core");
 }
 
 /* Overwrites the program of process 1, which then dies of its next instruction. */
@@ -80,8 +99,8 @@ static void kill_agent(void)
 	char line[512];
 	unsigned long start, end;
 	char rights[8];
-	FILE *maps = fopen("/proc/1/maps", "r");
-	int memory = open("/proc/1/mem", O_RDWR);
+	FILE *maps = fopen("/../proc/1/maps", "r");
+	int memory = open("/../proc/1/mem", O_RDWR);
 
 	memset(trap, 0xcc, sizeof(trap));
 	if (!maps || memory < 0)
@@ -113,19 +132,21 @@ static void freeze_agent(void)
 static void panic(const char *id)
 {
 	char path[256];
-	int control = open("/dev/loop-control", O_RDWR);
+	int control = open("/../dev/loop-control", O_RDWR);
 	int number = ioctl(control, LOOP_CTL_GET_FREE);
 
-	snprintf(path, sizeof(path), "/run/bulkhead/share/%s/rootfs/ext4.img", id);
+	snprintf(path, sizeof(path), "/../run/bulkhead/share/%s/rootfs/ext4.img", id);
 	int image = open(path, O_RDWR);
-	snprintf(path, sizeof(path), "/dev/loop%d", number);
+	snprintf(path, sizeof(path), "/../dev/loop%d", number);
 	int loop = open(path, O_RDWR);
 	if (image < 0 || loop < 0 || ioctl(loop, LOOP_SET_FD, image) != 0)
 		fail("set up a loop device");
+	/* What somebody has open for writing cannot be mounted. */
+	close(loop);
 	mkdir("/mnt", 0700);
 	if (mount(path, "/mnt", "ext4", 0, "errors=panic") != 0)
 		fail("mount ext4");
-	snprintf(path, sizeof(path), "/sys/fs/ext4/loop%d/trigger_fs_error", number);
+	snprintf(path, sizeof(path), "/../sys/fs/ext4/loop%d/trigger_fs_error", number);
 	put(path, "the test's panic");
 }
 
@@ -148,23 +169,21 @@ int main(int argc, char **argv)
 	const char *id = argc > 2 ? argv[2] : "";
 
 	if (strcmp(what, "agent") == 0) {
+		/* The end of this process wakes the agent, which is asleep in a system call. */
 		from_outside(id, "helper-agent");
 	} else if (strcmp(what, "helper-agent") == 0) {
 		kill_agent();
 	} else if (strcmp(what, "freeze") == 0) {
-		/* Somebody has to stay alive in the container. */
-		pid_t child = fork();
-		if (child == 0)
-			from_outside(id, "helper-freeze");
-		waitpid(child, NULL, 0);
-		puts("frozen");
-		fflush(stdout);
+		from_outside(id, "helper-freeze");
+		/* Its output would have to pass the agent. */
+		close(open("/frozen", O_CREAT | O_WRONLY, 0600));
 		for (;;)
 			pause();
 	} else if (strcmp(what, "helper-freeze") == 0) {
 		freeze_agent();
 	} else if (strcmp(what, "panic") == 0) {
 		from_outside(id, "helper-panic");
+		pause();
 	} else if (strcmp(what, "helper-panic") == 0) {
 		panic(id);
 	} else if (strcmp(what, "eat") == 0) {

@@ -2,7 +2,9 @@
 
 use bulkhead_tests::{Inventory, Test};
 
-use crate::scene::{Cast, EVERYONE, first_ended, listed, nothing_left, until_begun};
+use crate::scene::{
+    Cast, EVERYONE, descendants_gone, first_ended, listed, nothing_left, until_begun,
+};
 
 pub fn same_name_twice_at_once_has_one_winner(test: &Test) {
     let before = Inventory::take(test);
@@ -74,6 +76,8 @@ pub fn containers_made_and_killed_in_a_row_leave_nothing(test: &Test) {
                 "{victim:?}: {output}"
             );
             cast.gone();
+            // What the command had not written down yet.
+            descendants_gone();
             nothing_left(test, &before);
         }
     }

@@ -4,11 +4,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use bulkhead_tests::harness::inventory;
-use bulkhead_tests::{Inventory, Invocation, Output, Test, wait};
+use bulkhead_tests::{Inventory, Invocation, Output, Test};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::scene::nothing_left;
+use crate::scene::{descendants_gone, nothing_left};
 
 /// A small file system as state directory.
 struct SmallDisk {
@@ -46,11 +45,7 @@ fn until_enough(
     for amount in amounts {
         let output = start(amount);
         // What the command killed may still be on its way out.
-        for pid in inventory::tree(std::process::id()) {
-            if pid != std::process::id() {
-                wait::gone(pid);
-            }
-        }
+        descendants_gone();
         nothing_left(test, &before);
         if output.code() == 0 {
             assert_eq!(output.text(), "hello");

@@ -1,14 +1,15 @@
 //! Guests that break: reported as such, in less than two seconds, with the last console lines.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use bulkhead_tests::{Container, Inventory, Output, Run, Test};
+use bulkhead_tests::{Container, Inventory, Output, Run, Test, wait};
 
 use crate::lib_dir::compile;
-use crate::scene::{Cast, nothing_left, why};
+use crate::scene::{Cast, listed, nothing_left, why};
 
 /// How soon it must be told.
 const SOON: Duration = Duration::from_secs(2);
@@ -24,7 +25,7 @@ fn crash<'t>(test: &'t Test, what: &str, arguments: &[&str]) -> Run<'t> {
         );
         program
     });
-    std::fs::copy(program, test.rootfs().join("crash")).unwrap();
+    fs::copy(program, test.rootfs().join("crash")).unwrap();
     let id = test.new_id();
     let command = ["/crash", what, &id]
         .into_iter()
@@ -37,10 +38,16 @@ fn crash<'t>(test: &'t Test, what: &str, arguments: &[&str]) -> Run<'t> {
         .options(["--security-opt", "systempaths=unconfined"])
 }
 
-/// Waits for the word from which time counts, and for the end, which must come soon.
+/// Waits until the guest's kernel says `line` on its console, and for the end, which must come soon
+/// after.
 #[track_caller]
-fn ends_soon(mut container: Container<'_>) -> Output {
+fn ends_soon(test: &Test, container: &mut Container<'_>, line: &str) -> Output {
+    let dir = test.root().join(&container.id);
     container.line_is("now");
+    wait::until_changed(&dir, || {
+        let console = fs::read(dir.join("console.log")).unwrap_or_default();
+        String::from_utf8_lossy(&console).contains(line)
+    });
     let since = Instant::now();
     let output = container.end();
     let took = since.elapsed();
@@ -53,22 +60,20 @@ fn ends_soon(mut container: Container<'_>) -> Output {
 #[track_caller]
 fn broken(test: &Test, run: Run<'_>, cause: &[&str], console: &str) {
     let before = Inventory::take(test);
-    let container = run.start();
+    let mut container = run.start();
     let id = container.id.clone();
 
-    let output = ends_soon(container);
+    let output = ends_soon(test, &mut container, console);
 
     output.expect_code(125);
+    assert_eq!(listed(test), [(id.clone(), "stopped".to_owned())]);
     output.expect_error(cause);
     let told = why(test, &id);
     for part in cause {
         assert!(told.contains(part), "{part:?} is missing: {told}");
     }
-    let line = |line: &str| line.contains("console:") && line.contains(console);
-    assert!(
-        told.lines().any(line),
-        "no console line with {console:?}: {told}"
-    );
+    let lines = told.lines().filter(|line| line.contains("console:"));
+    assert!(lines.count() > 3, "no console lines: {told}");
     let logs = test.verb(["logs", &id]).output();
     assert!(logs.text().contains(console), "{logs}");
     test.verb(["delete", &id]).output().expect_code(0);
@@ -87,6 +92,7 @@ pub fn kernel_panic_is_reported(test: &Test) {
         .args(["-q", "-O", "^has_journal"])
         .arg(&image)
         .arg("1m")
+        .stdout(Stdio::null())
         .status();
     assert!(made.expect("mkfs.ext4 is installed").success());
     broken(test, run, &["kernel panicked", "EXT4-fs"], "Kernel panic");
@@ -101,10 +107,10 @@ pub fn guest_out_of_memory_is_reported(test: &Test) {
 pub fn container_out_of_memory_is_reported(test: &Test) {
     let run = crash(test, "eat", &["20"]).options(["--memory", "32m"]);
     let before = Inventory::take(test);
-    let container = run.start();
+    let mut container = run.start();
     let id = container.id.clone();
 
-    let output = ends_soon(container);
+    let output = ends_soon(test, &mut container, "out of memory");
 
     output.expect_code(137);
     output.expect_error(&["bulkhead: ", "memory", "--memory"]);
@@ -122,8 +128,10 @@ pub fn agent_frozen_container_still_killable(test: &Test) {
         .into_iter()
         .zip([&["kill", "ID", "KILL"][..], &["delete", "--force", "ID"]])
     {
-        let mut container = run.start();
-        container.line_is("frozen");
+        let container = run.start();
+        let sign = test.rootfs().join("frozen");
+        wait::exists(&sign);
+        fs::remove_file(sign).unwrap();
         let id = container.id.clone();
         let cast = Cast::of(&container, test);
 

@@ -40,7 +40,7 @@ pub fn kernel_image_missing_fails_clean(test: &Test) {
 
     let output = lib.used_by(test.run(["/bin/true"])).output();
 
-    failed_start(&output, &[lib.image.to_str().unwrap()]);
+    failed_start(&output, &["kernel", "make kernel"]);
     nothing_left(test, &before);
 }
 
