@@ -407,7 +407,7 @@ fn tag_of_bad_length_is_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Any bytes for a request, cut in any way, with any room for the reply: the chain comes back,
     /// and the next request is served.

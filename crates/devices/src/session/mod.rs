@@ -10,6 +10,8 @@
 //! hardest to find from inside the guest.
 
 mod handler;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

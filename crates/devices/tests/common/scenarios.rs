@@ -30,6 +30,7 @@ macro_rules! scenarios {
             output_of_a_dead_guest_is_delivered,
             pipe_ends_at_the_guest_when_the_host_closes_it,
             regular_file_is_read_to_its_end,
+            fifo_shared_with_others_stays_blocking,
             share_shows_files_links_and_owners_both_ways,
             share_device_nodes_and_fifos_are_the_guests_own,
             share_serves_one_of_every_request,
@@ -320,6 +321,25 @@ pub fn regular_file_is_read_to_its_end(mut machine: Machine) {
     };
     machine.control.send(request, vec![file.into()]).unwrap();
     assert_eq!(machine.tell("sink 2000"), "got 500000 0");
+}
+
+pub fn fifo_shared_with_others_stays_blocking(mut machine: Machine) {
+    let path = machine.dir.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut end = File::options().read(true).write(true).open(&path).unwrap();
+    let request = Request::Expect {
+        port: 2000,
+        reader: false,
+        writer: true,
+    };
+    let writer = end.try_clone().unwrap();
+    machine.control.send(request, vec![writer.into()]).unwrap();
+    assert_eq!(machine.tell("source 2000 1000"), "errno 0");
+
+    end.read_exact(&mut [0; 1000]).unwrap();
+
+    let flags = rustix::fs::fcntl_getfl(&end).unwrap();
+    assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
 pub fn share_shows_files_links_and_owners_both_ways(mut machine: Machine) {
