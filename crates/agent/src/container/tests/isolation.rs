@@ -323,5 +323,9 @@ fn ignored_and_blocked_signals_of_the_creator_are_not_inherited() {
             .clone()
     };
     assert_eq!(mask("Blk"), "Blk:\t0000000000000000");
-    assert_eq!(mask("Ign"), "Ign:\t0000000000000000");
+    // Signals 32 and 33 are the C library's own, it lets nobody touch them; whoever runs the tests
+    // may have passed them on ignored. In a guest nobody has.
+    let ignored = mask("Ign").replace("Ign:\t", "");
+    let ignored = u64::from_str_radix(&ignored, 16).unwrap() & !(0b11 << 31);
+    assert_eq!(ignored, 0);
 }
