@@ -114,7 +114,10 @@ pub fn stage(flavour: Option<Flavour>) -> Result<()> {
                 config: Some(&config),
                 name: Some(&name),
                 source: &format!("Debian {PACKAGE} {}", inputs.source_version),
-                patches: inputs.patches.into_keys().collect(),
+                patches: inputs
+                    .patches_of(&recipe.flavour)
+                    .map(|(name, _)| name.clone())
+                    .collect(),
             },
         )?;
         if store.default_name(recipe.flavour).as_deref() != Some(&name) {
@@ -174,6 +177,15 @@ impl Inputs {
         })
     }
 
+    /// The patches that change a kernel of that flavour: those named `…-um-…` touch User-Mode Linux
+    /// alone.
+    fn patches_of(&self, flavour: &Flavour) -> impl Iterator<Item = (&String, &String)> {
+        let all = *flavour == Flavour::Uml;
+        self.patches
+            .iter()
+            .filter(move |(name, _)| all || !name.contains("-um-"))
+    }
+
     /// Names a built kernel in the cache.
     fn key(&self, recipe: &Recipe) -> String {
         let mut text = format!(
@@ -185,7 +197,7 @@ impl Inputs {
             self.tools,
             self.config
         );
-        for (name, contents) in &self.patches {
+        for (name, contents) in self.patches_of(&recipe.flavour) {
             text += name;
             text += contents;
         }
