@@ -162,6 +162,7 @@ fn suite(tally: &mut Tally, cargo: &mut Command, filter: Option<&str>) -> Result
         }
     })?;
     let failed = reader.failed();
+    try_again(tally, &mut reader, cargo)?;
     reader.add_to(tally, &fs::read_to_string(&skips.path).unwrap_or_default());
     if !status.success() && failed == 0 {
         // It did not compile, or a test took the whole process with it.
@@ -170,6 +171,32 @@ fn suite(tally: &mut Tally, cargo: &mut Command, filter: Option<&str>) -> Result
             _ => "it did not compile or died; see above",
         };
         tally.fail(format!("{}: {why}", show(cargo)));
+    }
+    Ok(())
+}
+
+/// Runs the few tests that failed once more, alone. On a machine that others use too a test may run
+/// into its own patience; one that passes alone is named, but does not fail the run.
+fn try_again(tally: &mut Tally, reader: &mut Reader, cargo: &Command) -> Result<()> {
+    const FEW: usize = 5;
+    let names = reader.named().filter(|names| names.len() <= FEW);
+    let names = names.map(<[String]>::to_vec).unwrap_or_default();
+    for name in names {
+        println!("\nagain, alone: {name}");
+        let mut again = guarded(cargo);
+        // The last argument but the filter is `--`.
+        again.args(["--exact", &name]);
+        let mut second = Reader::default();
+        let status = lines(&mut again, Duration::from_secs(10), |line| {
+            if let Some(line) = line {
+                println!("{line}");
+                second.line(line);
+            }
+        })?;
+        if status.success() && second.is_good() {
+            reader.forgive(&name);
+            tally.unsteady.push(name);
+        }
     }
     Ok(())
 }
