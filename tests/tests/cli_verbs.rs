@@ -146,7 +146,7 @@ fn state_of_a_missing_container_is_an_error(test: &Test) {
 }
 
 fn ps_shows_processes(test: &Test) {
-    let script = "sleep 1000 & echo ready; exec cat";
+    let script = "sleep 1000 & echo ready; read line";
     let run = test.sh(script).options(["-i", "-u", "alice"]);
     let container = run.with(|command| command.stdin_pipe()).start().ready();
 
@@ -162,7 +162,7 @@ fn ps_shows_processes(test: &Test) {
         .map(|row| (row[0], row[4]))
         .collect();
     found.sort_unstable();
-    assert_eq!(found, [("1000", "cat"), ("1000", "sleep")]);
+    assert_eq!(found, [("1000", "/bin/sh"), ("1000", "sleep")]);
 }
 
 fn ps_json_is_a_list_of_numbers(test: &Test) {
