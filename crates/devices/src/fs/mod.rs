@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, PassthroughFs};
 
 pub use device::Fs;
@@ -40,6 +41,9 @@ pub enum FsError {
         /// The path.
         path: PathBuf,
     },
+    /// The rules for extended attributes are not understood.
+    #[error("Cannot set the rules for extended attributes: {0}")]
+    Attributes(String),
     /// The passthrough could not be set up.
     #[error("Cannot share the directory {path:?}")]
     Passthrough {
@@ -49,6 +53,18 @@ pub enum FsError {
         #[source]
         source: io::Error,
     },
+}
+
+/// What of a file's extended attributes is a guest's to see and to set. The others speak to the
+/// host's kernel: labels of its security policy, notes of its overlays.
+const ATTRIBUTES: &str = "\
+    :ok:all:user.:user.: \
+    :ok:all:security.capability:security.capability: \
+    :ok:all:system.posix_acl_:system.posix_acl_: \
+    :unsupported:all:::";
+
+fn attributes() -> Result<XattrMap, FsError> {
+    XattrMap::try_from(ATTRIBUTES).map_err(|error| FsError::Attributes(error.to_string()))
 }
 
 /// Opens `root` for sharing. `proc_fd` is an open `/proc/self/fd`, which the passthrough needs to
@@ -73,6 +89,7 @@ pub fn share(root: &Path, proc_fd: OwnedFd, fd_limit: u64) -> Result<Tree, FsErr
         proc_sfd_rawfd: Some(proc_fd.into()),
         // Container images carry file capabilities and user attributes.
         xattr: true,
+        xattrmap: Some(attributes()?),
         // Volumes are mounts below the root; without this their inode numbers could collide.
         announce_submounts: true,
         // Handles would need CAP_DAC_READ_SEARCH, which opens every file of a file system.
