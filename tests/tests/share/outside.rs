@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use bulkhead_tests::{Output, Test};
+use bulkhead_tests::{Invocation, Output, Test};
 
 /// A directory of the host with a secret in it, beside those that are shared.
 #[derive(Debug)]
@@ -144,4 +144,15 @@ pub fn attack_program() -> &'static Path {
         assert!(compiled.expect("gcc is installed").success());
         program
     })
+}
+
+/// The same command with so many open files at most, for it and all it starts.
+pub fn with_open_files(invocation: Invocation, most: u32) -> Invocation {
+    let command = invocation.into_command();
+    let environment = command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)));
+    let limited = Invocation::new("prlimit").arg(format!("--nofile={most}:{most}"));
+    let limited = environment.fold(limited, |limited, (name, value)| limited.env(name, value));
+    limited.arg(command.get_program()).args(command.get_args())
 }
