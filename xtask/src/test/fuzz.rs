@@ -48,7 +48,7 @@ pub fn smoke(tally: &mut Tally) -> Result<()> {
     let triple = "x86_64-unknown-linux-gnu";
     let mut build = cargo();
     build
-        .args(["build", "--release", "--manifest-path"])
+        .args(["build", "--locked", "--release", "--manifest-path"])
         .arg(&path)
         .arg(format!("--target={triple}"))
         .arg("--target-dir=fuzz/target")
