@@ -10,10 +10,11 @@ pub fn same_name_twice_at_once_has_one_winner(test: &Test) {
     let before = Inventory::take(test);
     for _ in 0..5 {
         let name = test.new_id();
-        // The winner has ended only after all have begun: they cannot take turns.
+        // The winner ends only after all have begun: they cannot take turns. Plain commands, because
+        // a container of the harness would remove the one of that name, the winner's.
         let start = || {
             let run = test.sh("read line; echo won").option("-i").name(&name);
-            run.with(bulkhead_tests::Invocation::stdin_pipe).start()
+            run.invocation().stdin_pipe().spawn()
         };
         let mut all: Vec<_> = (0..4).map(|_| start()).collect();
         while all.len() > 1 {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bulkhead_tests::harness::inventory;
-use bulkhead_tests::{Container, Inventory, Output, Test, wait};
+use bulkhead_tests::{Container, Inventory, Output, Running, Test, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -160,10 +160,10 @@ pub fn descendants_gone() {
 }
 
 /// Waits until one of several commands has ended, and says which.
-pub fn first_ended(containers: &[Container<'_>]) -> usize {
-    let fds: Vec<_> = containers
+pub fn first_ended(commands: &[Running]) -> usize {
+    let fds: Vec<_> = commands
         .iter()
-        .map(|container| wait::pidfd(container.pid()).expect("a child that was not waited for"))
+        .map(|command| wait::pidfd(command.pid()).expect("a child that was not waited for"))
         .collect();
     let mut polled: Vec<_> = fds
         .iter()
