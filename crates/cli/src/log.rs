@@ -23,6 +23,8 @@ pub fn to_stderr(format: Format, debug: bool) {
         .with_max_level(level(debug))
         .with_ansi(false)
         .with_target(false)
+        // It would be told on standard error, with a panic when that fails, too: a full disk.
+        .log_internal_errors(false)
         .with_writer(io::stderr);
     match format {
         Format::Text => builder.init(),
@@ -40,6 +42,7 @@ pub fn to_file(path: &Path, format: Format, debug: bool) -> io::Result<()> {
         .with_max_level(level(debug))
         .with_ansi(false)
         .with_target(false)
+        .log_internal_errors(false)
         .with_writer(Mutex::new(file));
     match format {
         Format::Text => builder.init(),

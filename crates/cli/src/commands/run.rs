@@ -41,7 +41,9 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode, CommandError> {
         .write_bundle(&paths)
         .and_then(|bundle| attached(&args, globals, &paths, &prepared, &bundle, lock));
     if result.is_err() {
-        // The sandbox process has removed everything, unless it was never started or was killed.
+        // The sandbox process has removed everything, unless it was never started or was killed: then
+        // `bulkhead why` is to know of it.
+        let _ = sweep::inspect(&paths);
         sweep::remove(&paths);
     }
     result
