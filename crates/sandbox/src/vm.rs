@@ -149,6 +149,15 @@ impl Vm {
             gid: uid,
             cpu,
         };
+        // Before there is a guest that could connect.
+        let channel = Channel::new(channel).map_err(step("watch the control channel"))?;
+        let (ours, theirs) = socket_pair().map_err(step("make the agent's socket"))?;
+        let other = theirs
+            .try_clone()
+            .map_err(step("make the agent's socket"))?;
+        let home = channel
+            .expect_port(RPC_PORT, Some(theirs), Some(other))
+            .map_err(step("announce the agent's connection"))?;
         let launched_ns = now_ns();
         let io = LaunchIo {
             console: console_write,
@@ -164,14 +173,6 @@ impl Vm {
         let mut guard = guard;
         guard.0.push(hypervisor_pidfd.clone());
 
-        let channel = Channel::new(channel).map_err(step("watch the control channel"))?;
-        let (ours, theirs) = socket_pair().map_err(step("make the agent's socket"))?;
-        let other = theirs
-            .try_clone()
-            .map_err(step("make the agent's socket"))?;
-        let home = channel
-            .expect_port(RPC_PORT, Some(theirs), Some(other))
-            .map_err(step("announce the agent's connection"))?;
         let socket = tokio::net::UnixStream::from_std(ours.into())
             .map_err(step("register the agent's socket"))?;
         let agent = AgentClient::new(ttrpc::r#async::Client::new(

@@ -130,11 +130,15 @@ impl Drop for Container<'_> {
             .as_mut()
             .and_then(|run| run.is_running().then(|| inventory::tree(run.pid())))
             .unwrap_or_default();
-        // Kills the command if it still runs; what it had started ends by itself.
+        // Kills the command if it still runs; what ours had started then ends by itself.
         self.run = None;
+        let delete = ["delete", "--force", &self.id];
+        if self.test.driver.is_peer() {
+            let _ = self.test.verb(delete).output();
+        }
         processes.into_iter().for_each(wait::gone);
-        if self.test.driver.is_peer() || self.test.root().join(&self.id).exists() {
-            let _ = self.test.verb(["delete", "--force", &self.id]).output();
+        if !self.test.driver.is_peer() && self.test.root().join(&self.id).exists() {
+            let _ = self.test.verb(delete).output();
         }
     }
 }

@@ -128,7 +128,7 @@ pub fn configuration_that_is_a_fifo_refused_at_once(test: &Test) {
 
 pub fn configuration_of_random_bytes_refused(test: &Test) {
     let bytes: Vec<u8> = (0..4096_u32)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[2])
         .collect();
     let bundle = with_configuration(test, bytes);
     refused(test, &bundle.output(), BUNDLE, &["config.json", "line 1"]);

@@ -90,8 +90,9 @@ pub fn share(root: &Path, proc_fd: OwnedFd, fd_limit: u64) -> Result<Tree, FsErr
         // Container images carry file capabilities and user attributes.
         xattr: true,
         xattrmap: Some(attributes()?),
-        // Volumes are mounts below the root; without this their inode numbers could collide.
-        announce_submounts: true,
+        // A guest that kills a container takes its submounts' superblocks away while reads are under
+        // way, which Linux 6.12 does not survive; without them all shares are one file system.
+        announce_submounts: false,
         // Handles would need CAP_DAC_READ_SEARCH, which opens every file of a file system.
         inode_file_handles: InodeFileHandlesMode::Never,
         readdirplus: true,
