@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_agent_api::{AgentClient, GUEST_CID, RPC_PORT, SHARE_TAG};
 use bulkhead_devices::vsock::control;
@@ -28,6 +29,9 @@ use crate::watched;
 /// First host uid given to hypervisor processes; the sandbox's PID is added, so that no two running
 /// VMs share one.
 pub const UID_BASE: u32 = 0x7000_0000;
+
+/// How long the end of the hypervisor may be seen after the device process's, which follows from it.
+const CAUSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why a VM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -291,6 +295,13 @@ impl Watch {
         tokio::spawn(async move {
             let _ = fd.readable().await;
             let end = reap(&self.pidfd);
+            if self.part == Part::Device && end == End::Exited(0) {
+                // It ends in order when the hypervisor is gone, whose end is then the cause and about
+                // to be seen.
+                let mut ended = self.sender.subscribe();
+                let other = ended.wait_for(Option::is_some);
+                let _ = tokio::time::timeout(CAUSE_LIMIT, other).await;
+            }
             // The last console lines may still be on their way through the pipe.
             tokio::task::yield_now().await;
             let log = fs::read_to_string(&self.log).unwrap_or_default();
