@@ -204,10 +204,9 @@ impl Runtime {
 
     /// The steps of one start, as JSON of `run --json`, as a table.
     pub fn timeline(&self, bundle: &Bundle) -> Result<String> {
-        let output = self
-            .run_command(bundle, "timeline")
-            .arg("--json")
-            .output()?;
+        let mut command = self.command("run");
+        command.args(&self.run).arg("--json").arg("--bundle");
+        let output = command.arg(&bundle.dir).arg("timeline").output()?;
         let text = String::from_utf8_lossy(&output.stderr);
         let line = text
             .lines()
