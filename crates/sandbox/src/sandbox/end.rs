@@ -109,9 +109,7 @@ impl Sandbox {
     /// Ends the machine whatever state the container is in, and then this process. The journal
     /// stays unless the container is to be removed with its end.
     pub async fn shutdown(&self) {
-        if let Ok((vm, _)) = self.machine().await {
-            self.tear_down(&vm).await;
-        }
+        // Before the machine goes: what still runs was killed, however it takes it.
         let killed = Exit {
             code: KILLED,
             at_ns: epoch_ns(),
@@ -125,6 +123,9 @@ impl Sandbox {
         processes
             .iter()
             .for_each(|process| process.ended(killed.clone()));
+        if let Ok((vm, _)) = self.machine().await {
+            self.tear_down(&vm).await;
+        }
         if self.request.auto_remove {
             sweep::remove(&self.paths);
         }

@@ -119,7 +119,7 @@ impl Sandbox {
         }
         self.update_or_log(|state| {
             state.status = Status::Stopped;
-            state.exit = Some(exit.clone());
+            state.exit.get_or_insert(exit.clone());
         });
         process.ended(exit);
         // Whoever reads the streams gets all of it before the machine goes.

@@ -197,16 +197,30 @@ impl Cgroup {
                 .write("cgroup.kill", "1")
                 .while_trying(|| "kill the container".to_owned());
         }
-        for pid in self.processes()? {
-            match nix::sys::signal::kill(pid, signal) {
-                // Gone since the list was read.
-                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                Err(errno) => {
-                    return Err(errno).while_trying(|| format!("send {signal} to process {pid}"));
+        let mut reached = Vec::new();
+        loop {
+            let mut listed = self.processes()?;
+            listed.retain(|pid| !reached.contains(pid));
+            if listed.is_empty() {
+                return Ok(());
+            }
+            for pid in listed {
+                match nix::sys::signal::kill(pid, signal) {
+                    // Gone since the list was read.
+                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                    Err(errno) => {
+                        return Err(errno)
+                            .while_trying(|| format!("send {signal} to process {pid}"));
+                    }
                 }
+                // What was forked in the meantime is found in the next round.
+                reached.push(pid);
+            }
+            // A container that forks faster than it is signalled does not keep us.
+            if reached.len() > 65_536 {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// The processes of the group and of groups below it.
