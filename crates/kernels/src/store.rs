@@ -129,13 +129,27 @@ impl Store {
                 other => return other,
             }
         }
-        self.list()?
-            .into_iter()
-            .find(|kernel| kernel.manifest.flavour == flavour)
-            .ok_or_else(|| KernelsError::NoneInstalled {
+        let usable = self.list()?;
+        let newest = |kernel: &Kernel| kernel.manifest.flavour == flavour;
+        if let Some(kernel) = usable.into_iter().find(newest) {
+            return Ok(kernel);
+        }
+        Err(self
+            .damaged(flavour)?
+            .unwrap_or(KernelsError::NoneInstalled {
                 flavour,
                 dir: self.dir.clone(),
-            })
+            }))
+    }
+
+    /// What is wrong with an installed kernel of `flavour` that is not usable.
+    fn damaged(&self, flavour: Flavour) -> Result<Option<KernelsError>> {
+        let damaged = self.entries()?.into_iter().filter_map(|entry| {
+            let err = entry.kernel.err()?;
+            let manifest = self.manifest(&entry.name).ok()?;
+            (manifest.0.flavour == flavour).then_some(err)
+        });
+        Ok(damaged.last())
     }
 
     /// The kernel of that name, after the cheap checks.
@@ -256,9 +270,8 @@ impl Store {
     }
 
     /// Reads and checks the manifest of `name` and looks at its image's size.
-    fn load(&self, name: &str) -> Result<Kernel> {
-        let dir = self.dir.join(name);
-        let path = dir.join("manifest.json");
+    fn manifest(&self, name: &str) -> Result<(Manifest, PathBuf)> {
+        let path = self.dir.join(name).join("manifest.json");
         let mut text = Vec::new();
         File::open(&path)
             .and_then(|file| file.take(MAX_MANIFEST_BYTES).read_to_end(&mut text))
@@ -269,7 +282,12 @@ impl Store {
                 source,
             })?;
         validate(&manifest, name, &path)?;
-        let image = dir.join(&manifest.image);
+        Ok((manifest, path))
+    }
+
+    fn load(&self, name: &str) -> Result<Kernel> {
+        let (manifest, path) = self.manifest(name)?;
+        let image = self.dir.join(name).join(&manifest.image);
         let meta = fs::symlink_metadata(&image)
             .map_err(KernelsError::io("find the kernel image", &image))?;
         if !meta.is_file() || meta.len() != manifest.size {

@@ -219,6 +219,19 @@ fn image_truncated_is_noticed_at_once_and_others_stay_usable() {
 }
 
 #[test]
+fn image_missing_of_the_only_kernel_is_told_as_that() {
+    let fixture = Fixture::new();
+    let kernel = fixture.add(Flavour::Uml, "6.12.9", &[], "mine").unwrap();
+    fs::remove_file(&kernel.image).unwrap();
+
+    let err = fixture.store.find(Flavour::Uml, None).unwrap_err();
+
+    assert!(err.to_string().contains("find the kernel image"), "{err}");
+    let err = fixture.store.find(Flavour::Vm, None).unwrap_err();
+    assert!(err.to_string().contains("No vm kernel"), "{err}");
+}
+
+#[test]
 fn manifest_pointing_outside_is_refused() {
     let fixture = Fixture::new();
     let kernel = fixture.add(Flavour::Uml, "6.12.9", &[], "mine").unwrap();

@@ -64,7 +64,6 @@ impl Container {
                     namespaces: plan.namespaces,
                     filter,
                     personality: linux.and_then(|linux| linux.personality().clone()),
-                    rootfs: rootfs.to_owned(),
                     cgroup,
                     frozen: AtomicBool::new(false),
                 };

@@ -49,14 +49,12 @@ pub use report::{Failure, FailureKind, Reports};
 
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use nix::{sys::signal::Signal, unistd::Pid};
 use oci_spec::runtime::LinuxPersonality;
-use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use cgroup::Cgroup;
 use failure::During;
@@ -86,7 +84,6 @@ pub struct Container {
     namespaces: namespaces::Namespaces,
     filter: Option<seccomp::Filter>,
     personality: Option<LinuxPersonality>,
-    rootfs: PathBuf,
     cgroup: Cgroup,
     frozen: AtomicBool,
 }
@@ -127,15 +124,13 @@ impl Container {
         self.cgroup.oom_kills()
     }
 
-    /// Kills what is left, removes the control group, writes the root file
-    /// system's dirty data back. Blocks until the last process is gone, at
+    /// Kills what is left and removes the control group. Blocks until the last process is gone, at
     /// most ten seconds.
+    ///
+    /// Nothing is written back here: the shares write through, and what was written into a mapping
+    /// went to the host when the mapping was closed, at the latest with its process.
     pub fn destroy(self) -> Result<(), ContainerError> {
-        self.cgroup.remove()?;
-        let step = || format!("write {} back", self.rootfs.display());
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = openat(CWD, &self.rootfs, flags, Mode::empty()).while_trying(step)?;
-        rustix::fs::syncfs(&root).while_trying(step)
+        self.cgroup.remove()
     }
 }
 

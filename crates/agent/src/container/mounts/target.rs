@@ -112,11 +112,19 @@ fn make(path: &CStr, leaf: Leaf) -> Result<BorrowedFd<'static>, Errno> {
     Ok(at)
 }
 
+/// Another container with the same root may make the same at the same time: then it is there.
 fn make_one(dir: BorrowedFd<'_>, name: &CStr, leaf: Leaf) -> Result<(), Errno> {
     match leaf {
         Leaf::Directory => rustix::fs::mkdirat(dir, name, NEW_MODE),
         Leaf::File => rustix::fs::mknodat(dir, name, FileType::RegularFile, NEW_MODE, 0),
     }
+    .or_else(|err| {
+        if err == Errno::EXIST {
+            Ok(())
+        } else {
+            Err(err)
+        }
+    })
 }
 
 /// The names of a path, last first.
