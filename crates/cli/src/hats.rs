@@ -25,6 +25,7 @@ pub fn dispatch() -> Option<ExitCode> {
         "sandbox" => sandbox,
         "device" => device,
         "jailed" => jailed,
+        "standin" => standin,
         _ => return None,
     };
     let (Some(json), None) = (args.next(), args.next()) else {
@@ -55,6 +56,10 @@ fn sandbox(json: &str) -> Result<(), String> {
 
 fn device(json: &str) -> Result<(), String> {
     bulkhead_devices::run(parse(json)?).map_err(|error| chain(&error))
+}
+
+fn standin(descriptor: &str) -> Result<(), String> {
+    Err(crate::standin::run(descriptor))
 }
 
 fn jailed(json: &str) -> Result<(), String> {

@@ -6,11 +6,13 @@
 
 mod attach;
 mod commands;
+mod detached;
 mod error;
 mod hats;
 mod log;
 mod options;
 mod session;
+mod standin;
 mod terminal;
 
 use std::process::ExitCode;

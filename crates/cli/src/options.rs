@@ -42,6 +42,10 @@ pub struct Cli {
 enum Command {
     /// Run a command in a new container in its own virtual machine.
     Run(Box<commands::run::Args>),
+    /// Make a container from a bundle, up to the moment before its program starts.
+    Create(commands::create::Args),
+    /// Start the program of a created container.
+    Start(commands::start::Args),
     /// List containers.
     #[command(visible_alias = "ls")]
     List(commands::list::Args),
@@ -171,6 +175,8 @@ fn absolute(path: PathBuf) -> PathBuf {
 fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode, CommandError> {
     match command {
         Command::Run(args) => commands::run::run(*args, globals),
+        Command::Create(args) => commands::create::run(&args, globals),
+        Command::Start(args) => commands::start::run(&args, globals),
         Command::List(args) => commands::list::run(&args, globals),
         Command::State(args) => commands::state::run(&args, globals),
         Command::Ps(args) => commands::ps::run(&args, globals),

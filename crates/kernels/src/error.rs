@@ -43,6 +43,21 @@ pub enum KernelsError {
         dir: PathBuf,
     },
 
+    /// A kernel's manifest is there, its image is not.
+    #[error(
+        "Cannot find the image {} of kernel {name:?}; remove it with `bulkhead kernel remove {name}`, then build it with `make kernel` or add it again",
+        path.display()
+    )]
+    NoImage {
+        /// The kernel.
+        name: String,
+        /// Where its image should be.
+        path: PathBuf,
+        /// Why it could not be looked at.
+        #[source]
+        source: io::Error,
+    },
+
     /// The kernel asked for by name is not installed.
     #[error("Kernel {name:?} is not installed; installed are: {}", list(.installed))]
     NotFound {

@@ -288,8 +288,11 @@ impl Store {
     fn load(&self, name: &str) -> Result<Kernel> {
         let (manifest, path) = self.manifest(name)?;
         let image = self.dir.join(name).join(&manifest.image);
-        let meta = fs::symlink_metadata(&image)
-            .map_err(KernelsError::io("find the kernel image", &image))?;
+        let meta = fs::symlink_metadata(&image).map_err(|source| KernelsError::NoImage {
+            name: name.to_owned(),
+            path: image.clone(),
+            source,
+        })?;
         if !meta.is_file() || meta.len() != manifest.size {
             let reason = format!(
                 "the image {} is not a file of {} bytes as installed",

@@ -226,7 +226,7 @@ fn image_missing_of_the_only_kernel_is_told_as_that() {
 
     let err = fixture.store.find(Flavour::Uml, None).unwrap_err();
 
-    assert!(err.to_string().contains("find the kernel image"), "{err}");
+    assert!(err.to_string().contains("kernel remove mine"), "{err}");
     let err = fixture.store.find(Flavour::Vm, None).unwrap_err();
     assert!(err.to_string().contains("No vm kernel"), "{err}");
 }

@@ -1,16 +1,18 @@
 //! The way to a running sandbox: how front ends start one and speak to it.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use containerd_shim_protos::shim_async::TaskClient;
 use rustix::fs::{Mode, OFlags, open};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use crate::paths::{Paths, socket_path};
 use crate::request::Request;
+use crate::standin::{self, Description};
 
 /// Why the sandbox process could not be started or reached.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +65,11 @@ pub fn start(
         .open(paths.log())
         .map_err(failed)?;
     let listener = OwnedFd::from(listener);
+    let attach = listen_for_attachments(&dir).map_err(failed)?;
     request.listener_fd = listener.as_raw_fd();
+    request.attach_fd = Some(attach.as_raw_fd());
     request.lifeline_fd = lifeline.as_ref().map(AsRawFd::as_raw_fd);
-    let passed: Vec<OwnedFd> = [Some(listener), Some(lock), lifeline]
+    let passed: Vec<OwnedFd> = [Some(listener), Some(attach), Some(lock), lifeline]
         .into_iter()
         .flatten()
         .collect();
@@ -81,6 +85,43 @@ pub fn start(
         .current_dir("/");
     inherit(&mut command, passed);
     command.spawn().map_err(failed)
+}
+
+fn listen_for_attachments(dir: &OwnedFd) -> io::Result<OwnedFd> {
+    let socket = packet_socket()?;
+    let address = SocketAddrUnix::new(socket_path(dir, "attach.sock"))?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, 128)?;
+    Ok(socket)
+}
+
+fn packet_socket() -> io::Result<OwnedFd> {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    Ok(socket_with(AddressFamily::UNIX, kind, flags, None)?)
+}
+
+/// Hands a stand-in's life line and a process's streams over to the sandbox; see
+/// [`standin::hand_over`].
+///
+/// # Errors
+/// [`ClientError::Unreachable`] when nobody takes them.
+pub fn attach(
+    paths: &Paths,
+    description: &Description,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), ClientError> {
+    let failed = |source: io::Error| ClientError::Unreachable {
+        id: paths.id().to_string(),
+        source,
+    };
+    let connect = || {
+        let dir = open_dir(paths)?;
+        let socket = packet_socket()?;
+        let address = SocketAddrUnix::new(socket_path(&dir, "attach.sock"))?;
+        rustix::net::connect(&socket, &address)?;
+        standin::hand_over(&socket, description, fds)
+    };
+    connect().map_err(failed)
 }
 
 /// Lets the child keep `fds`, under their numbers.

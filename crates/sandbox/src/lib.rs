@@ -20,6 +20,7 @@ pub mod request;
 pub mod sandbox;
 pub mod serve;
 pub mod spawn;
+pub mod standin;
 pub mod state;
 pub mod stdio;
 pub mod sweep;

@@ -59,6 +59,12 @@ impl Paths {
         self.dir().join("sandbox.sock")
     }
 
+    /// Where stand-ins and streams are handed over.
+    #[must_use]
+    pub fn attach_socket(&self) -> PathBuf {
+        self.dir().join("attach.sock")
+    }
+
     /// Where the device process serves the shared file system to the hypervisor.
     #[must_use]
     pub fn fs_socket(&self) -> PathBuf {

@@ -1,11 +1,12 @@
 //! A process of the container as the host sees it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_agent_api::messages;
 use tokio::sync::watch;
 
 use crate::channel::Stream;
+use crate::standin::{End, Life};
 use crate::state::{Exit, Status};
 use crate::stdio::Stdio;
 
@@ -29,6 +30,7 @@ struct Inner {
     pid: u32,
     size: (u32, u32),
     streams: Vec<Stream>,
+    standin: Option<(u32, Arc<Life>)>,
 }
 
 impl Process {
@@ -45,6 +47,7 @@ impl Process {
                 pid: 0,
                 size: (0, 0),
                 streams: Vec::new(),
+                standin: None,
             }),
         }
     }
@@ -110,6 +113,30 @@ impl Process {
         });
     }
 
+    /// A process on the host stands in for it.
+    pub fn set_standin(&self, pid: u32, life: Arc<Life>) {
+        self.lock().standin = Some((pid, life));
+    }
+
+    /// PID of the stand-in, if there is one.
+    #[must_use]
+    pub fn standin(&self) -> Option<u32> {
+        self.lock().standin.as_ref().map(|(pid, _)| *pid)
+    }
+
+    /// Lets the stand-in end as the process did. Call it when the output has been handed on: the
+    /// engine takes the stand-in's end for the end of everything.
+    pub fn release(&self) {
+        let exit = self.exit.borrow().clone();
+        let standin = self.lock().standin.take();
+        if let (Some((_, life)), Some(exit)) = (standin, exit) {
+            life.end(match exit.signal {
+                0 => End::Code(exit.code),
+                signal => End::Signal(signal),
+            });
+        }
+    }
+
     /// Waits until the process has ended.
     pub async fn wait(&self) -> Exit {
         let mut exit = self.exit.subscribe();
@@ -121,6 +148,7 @@ impl Process {
                 code: 255,
                 at_ns: 0,
                 oom_killed: false,
+                signal: 0,
             },
         }
     }
@@ -131,6 +159,7 @@ impl Process {
 pub fn exit_of(response: &messages::ExitResponse) -> Exit {
     Exit {
         code: response.exit_code,
+        signal: response.signal,
         at_ns: response.exited_at_ns,
         oom_killed: response.oom_killed,
     }

@@ -35,7 +35,16 @@ pub struct Request {
     /// The listening socket of the Task service.
     pub listener_fd: RawFd,
     /// Read end of a pipe whose write end the attached command holds: when that command dies, the
-    /// container goes with it. Absent for a detached container.
+    /// container goes with it. A byte written to it means that the command leaves on purpose.
     #[serde(default)]
     pub lifeline_fd: Option<RawFd>,
+    /// The listening socket on which stand-ins and streams are handed over, see [`crate::standin`].
+    #[serde(default)]
+    pub attach_fd: Option<RawFd>,
+    /// PID of the stand-in for the container's init process, if an engine asked for one.
+    #[serde(default)]
+    pub standin: Option<u32>,
+    /// The network namespace whose interfaces the container is to have, as a path.
+    #[serde(default)]
+    pub netns: Option<PathBuf>,
 }

@@ -1,5 +1,6 @@
 //! A sandbox's lifecycle: what each verb does, written once for every front end.
 
+mod attached;
 mod create;
 mod end;
 mod start;
@@ -7,6 +8,7 @@ mod verbs;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +24,8 @@ use crate::paths::Paths;
 use crate::plan::{Plan, PlanError};
 use crate::process::{Process, exit_of};
 use crate::request::Request;
-use crate::state::{Exit, State, Status};
+use crate::standin::Attachment;
+use crate::state::{Exit, ProcessRef, State, Status};
 use crate::stdio::{self, Stdio};
 use crate::sweep;
 use crate::timeline::{Actor, Timeline, now_ns};
@@ -67,6 +70,10 @@ pub struct Sandbox {
     // Verbs that change the container's state, one at a time.
     verb: AsyncMutex<()>,
     torn_down: watch::Sender<bool>,
+    // Whether a command is still attached, whose death would be the container's.
+    held: AtomicBool,
+    // Handed over and not yet asked for, by process.
+    attachments: Mutex<BTreeMap<String, Attachment>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,6 +85,7 @@ impl Sandbox {
     #[must_use]
     pub fn new(request: Request, timeline: Timeline) -> Self {
         let paths = Paths::new(&request.root, &request.id);
+        let held = AtomicBool::new(request.lifeline_fd.is_some());
         Self {
             request,
             paths,
@@ -88,6 +96,8 @@ impl Sandbox {
             processes: Mutex::new(BTreeMap::new()),
             verb: AsyncMutex::new(()),
             torn_down: watch::channel(false).0,
+            held,
+            attachments: Mutex::new(BTreeMap::new()),
         }
     }
 
@@ -128,7 +138,11 @@ impl Sandbox {
             annotations: annotations.map(|(k, v)| (k.clone(), v.clone())).collect(),
             created: rfc3339_now(),
             owner: self.request.owner.clone(),
-            sandbox: crate::state::ProcessRef::of(std::process::id()).ok(),
+            sandbox: ProcessRef::of(std::process::id()).ok(),
+            standin: self
+                .request
+                .standin
+                .and_then(|pid| ProcessRef::of(pid).ok()),
             helpers: Vec::new(),
             hypervisor: plan.choice.driver.kind().to_string(),
             isolation: plan.choice.driver.isolation().to_string(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::shim_async::create_task;
+use rustix::net::SocketFlags;
 use tokio::net::UnixListener;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
@@ -14,6 +15,7 @@ use crate::error::SandboxError;
 use crate::plan::Plan;
 use crate::request::Request;
 use crate::sandbox::Sandbox;
+use crate::standin;
 use crate::task::TaskService;
 use crate::timeline::{Actor, Timeline, now_ns};
 use crate::tracked::Counter;
@@ -69,11 +71,16 @@ pub fn serve(request: Request) -> Result<(), ServeError> {
         .map(adopt)
         .transpose()
         .map_err(setup("take over the command's lifeline"))?;
+    let attach = request
+        .attach_fd
+        .map(adopt)
+        .transpose()
+        .map_err(setup("take over the socket for stand-ins"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(setup("start the runtime"))?;
-    runtime.block_on(run(request, timeline, listener, lifeline))
+    runtime.block_on(run(request, timeline, listener, lifeline, attach))
 }
 
 fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
@@ -92,6 +99,7 @@ async fn run(
     timeline: Timeline,
     listener: OwnedFd,
     lifeline: Option<OwnedFd>,
+    attach: Option<OwnedFd>,
 ) -> Result<(), ServeError> {
     let sandbox = Arc::new(Sandbox::new(request, timeline));
     let connections = Counter::default();
@@ -99,6 +107,9 @@ async fn run(
     watch_signals(&sandbox)?;
     if let Some(lifeline) = lifeline {
         watch_lifeline(&sandbox, lifeline)?;
+    }
+    if let Some(attach) = attach {
+        accept_attachments(&sandbox, attach)?;
     }
     if let Err(error) = boot(&sandbox) {
         sandbox.boot_failed(error);
@@ -169,9 +180,43 @@ fn watch_lifeline(sandbox: &Arc<Sandbox>, lifeline: OwnedFd) -> Result<(), Serve
     let lifeline = watched::watch(lifeline).map_err(setup("watch the command's lifeline"))?;
     let sandbox = sandbox.clone();
     tokio::spawn(async move {
-        // Nothing is ever written: readable means closed.
         let _ = lifeline.readable().await;
-        sandbox.abandoned().await;
+        // A byte is a farewell; without one the other end was closed by the command's death.
+        if matches!(rustix::io::read(lifeline.get_ref(), &mut [0; 1]), Ok(1)) {
+            sandbox.detached();
+        } else {
+            sandbox.abandoned().await;
+        }
+    });
+    Ok(())
+}
+
+/// Takes stand-ins over, each on a connection of its own.
+fn accept_attachments(sandbox: &Arc<Sandbox>, listener: OwnedFd) -> Result<(), ServeError> {
+    let step = "watch the socket for stand-ins";
+    rustix::io::ioctl_fionbio(&listener, true).map_err(|error| setup(step)(error.into()))?;
+    let listener = watched::watch(listener).map_err(setup(step))?;
+    let sandbox = sandbox.clone();
+    tokio::spawn(async move {
+        while let Ok(mut ready) = listener.readable().await {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let accepted = ready
+                .try_io(|listener| rustix::net::accept_with(listener, flags).map_err(Into::into));
+            let Ok(Ok(connection)) = accepted else {
+                continue;
+            };
+            let sandbox = sandbox.clone();
+            tokio::spawn(async move {
+                match standin::receive(connection, |exec_id, attachment| {
+                    sandbox.attach(exec_id, attachment);
+                })
+                .await
+                {
+                    Ok(()) => {}
+                    Err(error) => tracing::warn!("Failed to take a stand-in over: {error}"),
+                }
+            });
+        }
     });
     Ok(())
 }

@@ -93,6 +93,9 @@ pub struct Exit {
     /// The memory limit killed a process of the container.
     #[serde(default)]
     pub oom_killed: bool,
+    /// The signal that ended the process; 0 for none, or where it is not known.
+    #[serde(default)]
+    pub signal: u32,
 }
 
 /// Everything known about a sandbox, as stored in `state.json`.
@@ -117,6 +120,10 @@ pub struct State {
     pub owner: String,
     /// The sandbox process; absent before it is started.
     pub sandbox: Option<ProcessRef>,
+    /// The process on the host that stands in for the container's init process, where an engine asked
+    /// for one.
+    #[serde(default)]
+    pub standin: Option<ProcessRef>,
     /// Processes the sandbox process spawned: device process, hypervisor.
     #[serde(default)]
     pub helpers: Vec<ProcessRef>,
@@ -181,6 +188,15 @@ pub enum StateError {
 }
 
 impl State {
+    /// The PID an engine is told: of the stand-in, otherwise of the sandbox process; 0 after the end.
+    #[must_use]
+    pub fn engine_pid(&self) -> u32 {
+        let process = self.standin.or(self.sandbox);
+        process
+            .filter(|_| self.exit.is_none())
+            .map_or(0, |process| process.pid)
+    }
+
     /// Reads the journal of a sandbox.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use bulkhead_agent_api::messages;
 use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::channel::{Channel, Stream};
+use crate::standin::ATTACHED;
 
 /// Paths as the Task API names them; empty means that the stream is not wanted.
 #[derive(Debug, Clone, Default)]
@@ -37,21 +38,55 @@ pub enum StdioError {
     /// Not a FIFO.
     #[error("Stream {0} is not a FIFO: binary:// and file:// loggers are not supported")]
     NotFifo(PathBuf),
+    /// The stand-in is missing.
+    #[error("No streams were handed over for this process: name FIFOs, or hand them over first")]
+    NothingAttached,
     /// The device process is gone.
     #[error("Failed to announce a stream to the device process")]
     Announce(#[source] io::Error),
 }
 
-/// Opens the FIFOs and announces them; returns what the agent must know and the streams to follow.
+impl Stdio {
+    /// The streams are descriptors that came with a stand-in.
+    #[must_use]
+    pub fn attached(terminal: bool) -> Self {
+        Self {
+            stdin: ATTACHED.to_owned(),
+            stdout: ATTACHED.to_owned(),
+            stderr: ATTACHED.to_owned(),
+            terminal,
+        }
+    }
+
+    /// Whether the streams came with a stand-in.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.stdout == ATTACHED
+    }
+
+    /// Opens the FIFOs: standard input, output and error.
+    ///
+    /// # Errors
+    /// A path that is no FIFO or has no other end.
+    pub fn open(&self) -> Result<[Option<OwnedFd>; 3], StdioError> {
+        let stderr = if self.terminal { "" } else { &self.stderr };
+        Ok([
+            open(&self.stdin, OFlags::RDONLY)?,
+            open(&self.stdout, OFlags::WRONLY)?,
+            open(stderr, OFlags::WRONLY)?,
+        ])
+    }
+}
+
+/// Announces streams; returns what the agent must know and the streams to follow.
 ///
 /// # Errors
-/// A path that is no FIFO or has no other end; nothing stays announced then.
-pub fn attach(
-    stdio: &Stdio,
+/// When the device process is gone.
+pub fn announce(
+    [stdin, stdout, stderr]: [Option<OwnedFd>; 3],
+    terminal: bool,
     channel: &Channel,
 ) -> Result<(messages::Stdio, Vec<Stream>), StdioError> {
-    let stdin = open(&stdio.stdin, OFlags::RDONLY)?;
-    let stdout = open(&stdio.stdout, OFlags::WRONLY)?;
     let mut ports = messages::Stdio::new();
     let mut streams = Vec::new();
     let mut announce = |reader: Option<OwnedFd>, writer: Option<OwnedFd>| {
@@ -62,10 +97,9 @@ pub fn attach(
         streams.push(stream);
         Ok(port)
     };
-    if stdio.terminal {
+    if terminal {
         ports.terminal_port = announce(stdin, stdout)?;
     } else {
-        let stderr = open(&stdio.stderr, OFlags::WRONLY)?;
         if stdin.is_some() {
             ports.stdin_port = announce(stdin, None)?;
         }

@@ -71,7 +71,12 @@ fn bury(paths: &Paths, mut state: State) -> Found {
     for helper in &state.helpers {
         end(helper);
     }
-    for file in [paths.socket(), paths.fs_socket(), paths.vsock_socket()] {
+    for file in [
+        paths.socket(),
+        paths.attach_socket(),
+        paths.fs_socket(),
+        paths.vsock_socket(),
+    ] {
         // Absent is what is wanted.
         let _ = fs::remove_file(file);
     }
@@ -82,6 +87,7 @@ fn bury(paths: &Paths, mut state: State) -> Found {
             code: 137,
             at_ns: 0,
             oom_killed: false,
+            signal: 0,
         });
         state.failure = Some(Failure {
             cause: "The sandbox process was killed".into(),

@@ -64,11 +64,13 @@ impl Task for TaskService {
         Ok(StateResponse {
             id: req.id,
             bundle: self.0.request.bundle.display().to_string(),
-            pid: if req.exec_id.is_empty() {
-                std::process::id()
-            } else {
-                process.pid()
-            },
+            pid: process.standin().unwrap_or_else(|| {
+                if req.exec_id.is_empty() {
+                    std::process::id()
+                } else {
+                    process.pid()
+                }
+            }),
             status: task_status(process.status()),
             stdin: process.stdio.stdin.clone(),
             stdout: process.stdio.stdout.clone(),

@@ -65,3 +65,15 @@ pub fn require_root() -> Result<(), CommandError> {
         Err(CommandError::NotRoot)
     }
 }
+
+/// Name of the user who asks.
+pub fn owner() -> String {
+    let uid = rustix::process::getuid().as_raw();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, entry) = (fields.next()?, fields.nth(1)?);
+        (entry == uid.to_string()).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| uid.to_string())
+}

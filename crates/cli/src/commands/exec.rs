@@ -8,7 +8,8 @@ use bulkhead_oci::run::{CapabilityOption, identify};
 use bulkhead_sandbox::id::Id;
 use bulkhead_sandbox::paths::Paths;
 use bulkhead_sandbox::state::State;
-use containerd_shim_protos::api::{DeleteRequest, ExecProcessRequest};
+use bulkhead_sandbox::stdio::Stdio;
+use containerd_shim_protos::api::{DeleteRequest, ExecProcessRequest, StartRequest};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, User};
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
@@ -16,6 +17,7 @@ use ttrpc::context::Context;
 
 use super::common;
 use crate::attach::Streams;
+use crate::detached::{Network, Options, StandIn, write_pid};
 use crate::error::CommandError;
 use crate::options::Globals;
 use crate::session::{self, Signals, Target, exit_code};
@@ -51,6 +53,11 @@ pub struct Args {
     /// Add a capability.
     #[arg(short, long, value_name = "CAP")]
     cap: Vec<String>,
+    /// Leave the process running and return.
+    #[arg(short, long)]
+    detach: bool,
+    #[command(flatten)]
+    detached: Options,
     /// The container.
     id: String,
     /// The command and its arguments.
@@ -70,6 +77,12 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode, CommandError> {
     }
     let process = process(&args, &state)?;
     let terminal = process.terminal().unwrap_or(false);
+    let stays =
+        args.detach || args.detached.console_socket.is_some() || args.detached.pid_file.is_some();
+    args.detached.check(terminal, args.detach)?;
+    if stays {
+        return beside(&args, &paths, &process);
+    }
     let exec_id = Id::generate().to_string();
     let streams = Streams::make(&paths.io(), &exec_id, true, terminal)
         .map_err(CommandError::io("make the streams of the process"))?;
@@ -88,6 +101,50 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode, CommandError> {
     code.map(|code| ExitCode::from(exit_code(code)))
 }
 
+/// A process with a stand-in, which has our streams or a terminal of its own. Without `--detach` we
+/// stay until it has ended.
+fn beside(args: &Args, paths: &Paths, process: &Process) -> Result<ExitCode, CommandError> {
+    let exec_id = Id::generate().to_string();
+    let size = process.console_size().map(|size| {
+        let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        (narrow(size.width()), narrow(size.height()))
+    });
+    let console = args.detached.console_socket.as_deref();
+    let mut standin = StandIn::spawn(console, size, &Network::Inherit)?;
+    let target = Target {
+        id: args.id.clone(),
+        exec_id,
+        terminal: console.is_some(),
+    };
+    let done = standin
+        .hand_over(paths, &target.exec_id)
+        .and_then(|()| common::block_on(launch(paths, &target, process)))
+        .and_then(|()| match &args.detached.pid_file {
+            Some(path) => write_pid(path, standin.pid()),
+            None => Ok(()),
+        });
+    if done.is_err() || !args.detach {
+        let code = standin.wait();
+        done?;
+        return Ok(ExitCode::from(code));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn launch(paths: &Paths, target: &Target, process: &Process) -> Result<(), CommandError> {
+    let client = common::connect(paths)?;
+    let request = exec_request(target, process, &Stdio::attached(target.terminal))?;
+    let answer = client.exec(Context::default(), &request).await;
+    answer.map_err(CommandError::rpc(&target.id))?;
+    let request = StartRequest {
+        id: target.id.clone(),
+        exec_id: target.exec_id.clone(),
+        ..Default::default()
+    };
+    let answer = client.start(Context::default(), &request).await;
+    answer.map(|_| ()).map_err(CommandError::rpc(&target.id))
+}
+
 async fn converse(
     paths: &Paths,
     target: &Target,
@@ -96,7 +153,7 @@ async fn converse(
 ) -> Result<u32, CommandError> {
     let mut signals = Signals::catch(target.terminal)?;
     let client = common::connect(paths)?;
-    let request = exec_request(target, process, &streams)?;
+    let request = exec_request(target, process, &streams.stdio)?;
     client
         .exec(Context::default(), &request)
         .await
@@ -124,7 +181,7 @@ async fn converse(
 fn exec_request(
     target: &Target,
     process: &Process,
-    streams: &Streams,
+    stdio: &Stdio,
 ) -> Result<ExecProcessRequest, CommandError> {
     let value = serde_json::to_vec(process)
         .map_err(|error| CommandError::io("describe the process")(error.into()))?;
@@ -136,10 +193,10 @@ fn exec_request(
     Ok(ExecProcessRequest {
         id: target.id.clone(),
         exec_id: target.exec_id.clone(),
-        terminal: streams.stdio.terminal,
-        stdin: streams.stdio.stdin.clone(),
-        stdout: streams.stdio.stdout.clone(),
-        stderr: streams.stdio.stderr.clone(),
+        terminal: stdio.terminal,
+        stdin: stdio.stdin.clone(),
+        stdout: stdio.stdout.clone(),
+        stderr: stdio.stderr.clone(),
         spec: MessageField::some(spec),
         ..Default::default()
     })

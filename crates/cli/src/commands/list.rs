@@ -65,14 +65,9 @@ fn table(states: &[State]) -> String {
         .map(String::from),
     ];
     rows.extend(states.iter().map(|state| {
-        let alive = state.exit.is_none();
         [
             state.id.clone(),
-            state
-                .sandbox
-                .filter(|_| alive)
-                .map_or(0, |sandbox| sandbox.pid)
-                .to_string(),
+            state.engine_pid().to_string(),
             state.status.as_str().to_owned(),
             state.bundle.display().to_string(),
             state.created.clone(),

@@ -1,6 +1,7 @@
 //! One verb a file.
 
 pub mod completion;
+pub mod create;
 pub mod delete;
 pub mod doctor;
 pub mod exec;
@@ -12,6 +13,7 @@ pub mod pause;
 pub mod ps;
 pub mod run;
 pub mod spec;
+pub mod start;
 pub mod state;
 pub mod why;
 

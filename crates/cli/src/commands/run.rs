@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use bulkhead_sandbox::claim;
 use bulkhead_sandbox::client;
+use bulkhead_sandbox::id::Id;
 use bulkhead_sandbox::paths::Paths;
 use bulkhead_sandbox::request::Request;
 use bulkhead_sandbox::state::State;
@@ -19,7 +20,9 @@ use containerd_shim_protos::shim_async::TaskClient;
 use ttrpc::context::Context;
 
 use super::common;
+use super::create::{Wanted, create};
 use crate::attach::Streams;
+use crate::detached::write_pid;
 use crate::error::CommandError;
 use crate::options::Globals;
 use crate::session::{self, Signals, Target, exit_code};
@@ -32,6 +35,14 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode, CommandError> {
     common::require_root()?;
     let form = Form::of(&args)?;
     let id = form.id()?;
+    if args.detached.console_socket.is_some() && !args.detach {
+        return Err(CommandError::Usage(
+            "--console-socket needs --detach: an attached container has our own terminal".into(),
+        ));
+    }
+    if args.detach {
+        return detached(&args, &form, id, globals);
+    }
     let paths = Paths::new(&globals.root, &id);
     // A record of an earlier container of that name would only mislead.
     let _ = std::fs::remove_file(paths.failure());
@@ -47,6 +58,26 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode, CommandError> {
         sweep::remove(&paths);
     }
     result
+}
+
+/// runc's `run --detach`: create, start, and leave.
+fn detached(args: &Args, form: &Form, id: Id, globals: &Globals) -> Result<ExitCode, CommandError> {
+    let Form::Bundle { dir, .. } = form else {
+        return Err(CommandError::Usage(
+            "--detach needs the --bundle form: nothing would keep the container's output; podman \
+             and docker do, with --runtime bulkhead"
+                .into(),
+        ));
+    };
+    let wanted = Wanted {
+        id,
+        bundle: dir.clone(),
+        hypervisor: args.hypervisor.clone(),
+        kernel: args.kernel.clone(),
+    };
+    create(&wanted, &args.detached, globals)?;
+    super::start::start(&Paths::new(&globals.root, &wanted.id))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Everything from the sandbox process's start to its end.
@@ -66,10 +97,13 @@ fn attached(
         kernel: args.kernel.clone(),
         lower: prepared.lower.clone(),
         auto_remove: prepared.auto_remove,
-        owner: owner(),
+        owner: common::owner(),
         origin_ns: globals.began_ns,
         listener_fd: -1,
         lifeline_fd: None,
+        attach_fd: None,
+        standin: None,
+        netns: None,
     };
     let (lifeline, held) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| CommandError::io("make a pipe")(error.into()))?;
@@ -140,12 +174,15 @@ async fn converse(
         ..Default::default()
     };
     let create = client.create(Context::default(), &request);
-    tokio::select! {
-        answer = create => answer.map(|_| ()).map_err(CommandError::rpc(&id))?,
+    let created = tokio::select! {
+        answer = create => answer.map_err(CommandError::rpc(&id))?,
         number = signals.interrupted() => {
             // Nothing runs yet that could be signalled: the start is called off.
             return Ok(Ended { code: 128 + number.unsigned_abs(), state: None });
         }
+    };
+    if let Some(path) = &prepared.pid_file {
+        write_pid(path, created.pid)?;
     }
     let pumps = streams
         .pump()
@@ -226,15 +263,4 @@ fn report(args: &Args, paths: &Paths, ended: &Ended) {
         });
         eprintln!("{json}");
     }
-}
-
-fn owner() -> String {
-    let uid = rustix::process::getuid().as_raw();
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, entry) = (fields.next()?, fields.nth(1)?);
-        (entry == uid.to_string()).then(|| name.to_owned())
-    });
-    name.unwrap_or_else(|| uid.to_string())
 }

@@ -23,11 +23,10 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
 
 /// The OCI state with runc's additional fields and ours.
 pub fn describe(state: &State) -> Value {
-    let alive = state.exit.is_none();
     json!({
         "ociVersion": state.oci_version,
         "id": state.id,
-        "pid": state.sandbox.filter(|_| alive).map_or(0, |sandbox| sandbox.pid),
+        "pid": state.engine_pid(),
         "status": state.status.as_str(),
         "bundle": state.bundle,
         "rootfs": state.rootfs,

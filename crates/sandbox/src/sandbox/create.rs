@@ -26,7 +26,7 @@ impl Sandbox {
     async fn try_create(self: &Arc<Self>, stdio: Stdio) -> Result<u32, SandboxError> {
         let (vm, plan) = self.machine().await?;
         let process = Arc::new(Process::new("", stdio, Vec::new()));
-        let (ports, streams) = stdio::attach(&process.stdio, &vm.channel)?;
+        let (ports, streams) = self.attach_streams(&vm, &process)?;
         let began = now_ns();
         let request = messages::CreateContainerRequest {
             container_id: self.request.id.to_string(),
@@ -59,7 +59,7 @@ impl Sandbox {
         process.created(response.pid, streams);
         lock(&self.processes).insert(String::new(), process);
         self.update(|state| state.status = Status::Created)?;
-        Ok(std::process::id())
+        Ok(self.engine_pid())
     }
 
     /// The guest's steps of a start that failed in the guest.

@@ -19,7 +19,7 @@ impl Sandbox {
         self.torn_down.send_replace(true);
         vm.kill().await;
         self.update_or_log(|state| state.helpers.clear());
-        if self.request.lifeline_fd.is_none() {
+        if !self.is_held() {
             if self.request.auto_remove {
                 sweep::remove(&self.paths);
             }
@@ -37,6 +37,7 @@ impl Sandbox {
             code: VM_DIED,
             at_ns: epoch_ns(),
             oom_killed: false,
+            signal: 0,
         };
         let started = self
             .state()
@@ -58,13 +59,30 @@ impl Sandbox {
         let processes: Vec<_> = lock(&self.processes).values().cloned().collect();
         for process in processes {
             process.ended(exit.clone());
+            process.release();
         }
-        if started && self.request.lifeline_fd.is_none() {
+        if started && !self.is_held() {
             if self.request.auto_remove {
                 sweep::remove(&self.paths);
             }
             self.done.notify_one();
         }
+    }
+
+    /// The command that was attached leaves the container to itself.
+    pub fn detached(&self) {
+        self.held.store(false, Ordering::Relaxed);
+        // It ended in the meantime, and its end was left to the command to clean up after.
+        if *self.torn_down.borrow() {
+            if self.request.auto_remove {
+                sweep::remove(&self.paths);
+            }
+            self.done.notify_one();
+        }
+    }
+
+    fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
     }
 
     pub(super) fn keep_record(&self, failure: &Failure) {
@@ -114,15 +132,17 @@ impl Sandbox {
             code: KILLED,
             at_ns: epoch_ns(),
             oom_killed: false,
+            signal: 9,
         };
         self.update_or_log(|state| {
             state.status = Status::Stopped;
             state.exit.get_or_insert(killed.clone());
         });
         let processes: Vec<_> = lock(&self.processes).values().cloned().collect();
-        processes
-            .iter()
-            .for_each(|process| process.ended(killed.clone()));
+        for process in &processes {
+            process.ended(killed.clone());
+            process.release();
+        }
         if let Ok((vm, _)) = self.machine().await {
             self.tear_down(&vm).await;
         }

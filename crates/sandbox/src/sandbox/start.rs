@@ -32,7 +32,9 @@ impl Sandbox {
                     code: VM_DIED,
                     at_ns: 0,
                     oom_killed: false,
+                    signal: 0,
                 });
+                process.release();
                 return Err(error);
             }
         };
@@ -41,19 +43,23 @@ impl Sandbox {
             self.span(Actor::Host, "start the program", began);
             self.update(|state| state.status = Status::Running)?;
         }
-        self.follow(vm, process);
+        self.follow(vm, process.clone());
         Ok(if exec_id.is_empty() {
-            std::process::id()
+            self.engine_pid()
         } else {
-            answer.pid
+            process.standin().unwrap_or(answer.pid)
         })
     }
 
-    async fn create_exec(&self, vm: &Vm, process: &Process) -> Result<(), SandboxError> {
+    async fn create_exec(
+        self: &Arc<Self>,
+        vm: &Arc<Vm>,
+        process: &Arc<Process>,
+    ) -> Result<(), SandboxError> {
         if process.status() != Status::Creating {
             return Err(self.wrong_state("start", process.status()));
         }
-        let (mut ports, streams) = stdio::attach(&process.stdio, &vm.channel)?;
+        let (mut ports, streams) = self.attach_streams(vm, process)?;
         (ports.columns, ports.rows) = process.size();
         let request = messages::CreateExecRequest {
             container_id: self.request.id.to_string(),
@@ -76,7 +82,9 @@ impl Sandbox {
                     code: VM_DIED,
                     at_ns: 0,
                     oom_killed: false,
+                    signal: 0,
                 });
+                process.release();
                 Err(error)
             }
         }
@@ -115,6 +123,7 @@ impl Sandbox {
     async fn process_ended(self: &Arc<Self>, vm: &Arc<Vm>, process: &Arc<Process>, exit: Exit) {
         if !process.exec_id.is_empty() {
             process.ended(exit);
+            self.release_exec(process).await;
             return;
         }
         self.update_or_log(|state| {
@@ -129,6 +138,7 @@ impl Sandbox {
                 _ = vm.failure() => {}
             }
         }
+        process.release();
         self.tear_down(vm).await;
     }
 }

@@ -15,6 +15,7 @@ use bulkhead_sandbox::id::Id;
 use bulkhead_sandbox::paths::{DATA_DIR, Paths};
 use oci_spec::runtime::Spec;
 
+use crate::detached::Options;
 use crate::error::CommandError;
 
 /// Options of `bulkhead run`.
@@ -91,6 +92,11 @@ pub struct Args {
     /// Installed guest kernel (see `bulkhead kernel list`).
     #[arg(long, value_name = "NAME")]
     pub kernel: Option<String>,
+    /// Leave the container running and return (only with --bundle).
+    #[arg(short, long)]
+    pub detach: bool,
+    #[command(flatten)]
+    pub detached: Options,
     /// Report the end as one line of JSON on standard error.
     #[arg(long)]
     pub json: bool,
@@ -142,6 +148,8 @@ pub struct Prepared {
     pub stdin: bool,
     /// Give it a terminal.
     pub terminal: bool,
+    /// Where to write the container's PID.
+    pub pid_file: Option<PathBuf>,
 }
 
 impl Args {
@@ -242,6 +250,7 @@ impl Form {
                     terminal: process
                         .and_then(|process| process.terminal())
                         .unwrap_or(false),
+                    pid_file: args.detached.pid_file.clone(),
                 })
             }
             Self::Container { .. } => {
@@ -255,6 +264,7 @@ impl Form {
                     auto_remove: args.rm,
                     stdin: args.interactive,
                     terminal: args.tty,
+                    pid_file: args.detached.pid_file.clone(),
                 })
             }
         }
