@@ -4,22 +4,22 @@
 use std::fs;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
+use bulkhead_jail::Namespaces;
 use bulkhead_sandbox::client;
 use bulkhead_sandbox::paths::Paths;
-use bulkhead_sandbox::standin::{Description, life_line};
-use nix::sys::signal::SigSet;
+use bulkhead_sandbox::standin::{Description, READY, life_line};
 use rustix::fs::{FileType, OFlags};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 use crate::error::CommandError;
+use crate::standin::{Config, View};
 
 /// Options of every verb that leaves a process behind.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -64,21 +64,32 @@ impl Options {
     }
 }
 
-/// Where a stand-in lives.
+/// Which network a stand-in is in.
 #[derive(Debug)]
 pub enum Network {
-    /// In the caller's network namespace.
+    /// The caller's.
     Inherit,
-    /// In a new one.
+    /// A new one.
     New,
-    /// In the one at this path.
+    /// The one at this path.
     Join(PathBuf),
+}
+
+/// What a stand-in is to look like.
+#[derive(Debug)]
+pub struct Looks {
+    /// Its network namespace.
+    pub network: Network,
+    /// Its files; it has its own process ids then, too.
+    pub view: Option<View>,
+    /// Its command line.
+    pub title: Vec<String>,
 }
 
 /// A stand-in whose sandbox does not know it yet. Dropping it ends it.
 #[derive(Debug)]
 pub struct StandIn {
-    child: Child,
+    child: bulkhead_jail::Child,
     life: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
 }
@@ -92,8 +103,10 @@ impl StandIn {
     pub fn spawn(
         console: Option<&Path>,
         size: Option<(u32, u32)>,
-        network: &Network,
+        looks: Looks,
     ) -> Result<Self, CommandError> {
+        const LIFE_FD: RawFd = 4;
+        const NETNS_FD: RawFd = 5;
         let terminal = console
             .map(|socket| {
                 let step = format!("set the terminal up for {}", socket.display());
@@ -101,59 +114,86 @@ impl StandIn {
             })
             .transpose()?;
         let (life, theirs) = life_line().map_err(CommandError::io("make a life line"))?;
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg0("bulkhead")
-            .arg("standin")
-            .arg(theirs.as_raw_fd().to_string())
-            .env_clear()
-            .current_dir("/");
-        if let Some(terminal) = &terminal {
-            let copy = || terminal.try_clone().map(Stdio::from);
-            let step = "share the terminal";
-            command
-                .stdin(copy().map_err(CommandError::io(step))?)
-                .stdout(copy().map_err(CommandError::io(step))?)
-                .stderr(copy().map_err(CommandError::io(step))?);
+        let mut fds = vec![(theirs, LIFE_FD)];
+        let streams: [BorrowedFd<'_>; 3] = match &terminal {
+            Some(terminal) => [terminal.as_fd(); 3],
+            None => [
+                // SAFETY: the standard streams are open from start to end: the runtime sees to it.
+                unsafe { BorrowedFd::borrow_raw(0) },
+                // SAFETY: as above.
+                unsafe { BorrowedFd::borrow_raw(1) },
+                // SAFETY: as above.
+                unsafe { BorrowedFd::borrow_raw(2) },
+            ],
+        };
+        for (number, stream) in (0..).zip(streams) {
+            let copy = stream.try_clone_to_owned();
+            fds.push((copy.map_err(CommandError::io("share a stream"))?, number));
         }
-        let namespace = match network {
-            Network::Join(path) => Some(
-                fs::File::open(path)
-                    .map_err(CommandError::io(format!(
-                        "open the network namespace {}",
-                        path.display()
-                    )))?
-                    .into(),
-            ),
-            Network::New | Network::Inherit => None,
+        let joined = matches!(looks.network, Network::Join(_));
+        if let Network::Join(path) = &looks.network {
+            let step = format!("open the network namespace {}", path.display());
+            let namespace = fs::File::open(path).map_err(CommandError::io(step))?;
+            fds.push((namespace.into(), NETNS_FD));
+        }
+        let namespaces = Namespaces {
+            mount: looks.view.is_some(),
+            pid: looks.view.is_some(),
+            net: matches!(looks.network, Network::New),
+            ipc: false,
+            uts: false,
+            cgroup: false,
         };
-        prepare(
-            &mut command,
-            theirs,
-            matches!(network, Network::New),
-            namespace,
-            terminal.is_some(),
-        );
-        let step = match network {
-            Network::Join(path) => {
-                format!(
-                    "start the stand-in in the network namespace {}",
-                    path.display()
-                )
-            }
-            Network::New | Network::Inherit => "start the stand-in".to_owned(),
+        let config = Config {
+            life_fd: LIFE_FD,
+            netns_fd: joined.then_some(NETNS_FD),
+            terminal: terminal.is_some(),
+            title: looks.title,
+            view: looks.view,
         };
-        let child = command.spawn().map_err(CommandError::io(step))?;
-        Ok(Self {
+        let args = bulkhead_sandbox::spawn::arguments("standin", &config)
+            .map_err(CommandError::io("describe the stand-in"))?;
+        let child = bulkhead_jail::spawn(bulkhead_jail::Command {
+            program: PathBuf::from("/proc/self/exe"),
+            args,
+            fds,
+            namespaces,
+        })
+        .map_err(CommandError::StandIn)?;
+        let standin = Self {
             child,
             life: Some(life),
             terminal,
-        })
+        };
+        standin.await_ready()
+    }
+
+    fn await_ready(self) -> Result<Self, CommandError> {
+        let mut bytes = [0; 4096];
+        let life = self.life.iter();
+        let received = life
+            .map(|life| rustix::net::recv(life, &mut bytes, RecvFlags::empty()))
+            .next();
+        let count = match received {
+            Some(Ok((count, _))) => count,
+            Some(Err(_)) | None => 0,
+        };
+        let text = bytes.get(..count).unwrap_or_default();
+        if text == READY {
+            return Ok(self);
+        }
+        let reason = String::from_utf8_lossy(text).into_owned();
+        self.wait();
+        Err(CommandError::StandInSetup(if reason.is_empty() {
+            "It ended at once: the host may be out of memory".to_owned()
+        } else {
+            reason
+        }))
     }
 
     /// On the host.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.pid
     }
 
     /// Gives the sandbox the stand-in's life line and the process's streams.
@@ -186,11 +226,12 @@ impl StandIn {
     /// code a shell would tell.
     pub fn wait(mut self) -> u8 {
         self.life = None;
+        let options = WaitIdOptions::EXITED;
         // It cannot fail for a child of ours that nobody else waits for.
-        let Ok(status) = self.child.wait() else {
+        let Ok(Some(status)) = waitid(WaitId::PidFd(self.child.pidfd.as_fd()), options) else {
             return u8::MAX;
         };
-        let code = match (status.code(), status.signal()) {
+        let code = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => code,
             (None, signal) => signal.unwrap_or(0).saturating_add(128),
         };
@@ -211,46 +252,6 @@ pub fn write_pid(path: &Path, pid: u32) -> Result<(), CommandError> {
         let _ = fs::remove_file(&fresh);
         CommandError::io(format!("write the PID file {}", path.display()))(error)
     })
-}
-
-/// Everything between fork and exec: only system calls.
-fn prepare(
-    command: &mut Command,
-    life: OwnedFd,
-    new_network: bool,
-    namespace: Option<OwnedFd>,
-    terminal: bool,
-) {
-    let all = SigSet::all();
-    let checked = |result: libc::c_int| {
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
-    };
-    let setup = move || {
-        // Signals wait until the stand-in reads them.
-        all.thread_block()?;
-        rustix::process::setsid()?;
-        if new_network {
-            // SAFETY: this process has one thread; it loses sight of the host's network only.
-            checked(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
-        }
-        if let Some(namespace) = &namespace {
-            let fd = namespace.as_raw_fd();
-            // SAFETY: as above; the descriptor is open, it is owned here.
-            checked(unsafe { libc::setns(fd, libc::CLONE_NEWNET) })?;
-        }
-        if terminal {
-            // SAFETY: standard input is the terminal; the argument 0 takes it from nobody.
-            checked(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
-        }
-        // SAFETY: fcntl changes a flag of an open descriptor, which is owned here.
-        checked(unsafe { libc::fcntl(life.as_raw_fd(), libc::F_SETFD, 0) })
-    };
-    // SAFETY: the closure only makes system calls and allocates nothing.
-    unsafe { command.pre_exec(setup) };
 }
 
 /// A new terminal: its slave, in raw mode because the one in the guest does all the work, while its

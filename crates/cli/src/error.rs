@@ -58,6 +58,12 @@ pub enum CommandError {
         /// What is known.
         reason: String,
     },
+    /// The stand-in could not be started.
+    #[error("Failed to start the container's stand-in on the host")]
+    StandIn(#[source] bulkhead_jail::JailError),
+    /// It could not set itself up; the text says what failed on what.
+    #[error("The container's stand-in on the host could not be set up: {0}")]
+    StandInSetup(String),
     /// A step on the host failed.
     #[error("Failed to {step}")]
     Io {

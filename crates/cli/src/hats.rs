@@ -58,8 +58,8 @@ fn device(json: &str) -> Result<(), String> {
     bulkhead_devices::run(parse(json)?).map_err(|error| chain(&error))
 }
 
-fn standin(descriptor: &str) -> Result<(), String> {
-    Err(crate::standin::run(descriptor))
+fn standin(json: &str) -> Result<(), String> {
+    Err(crate::standin::run(json))
 }
 
 fn jailed(json: &str) -> Result<(), String> {

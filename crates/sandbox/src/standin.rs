@@ -24,6 +24,9 @@ use crate::watched::watch;
 /// Instead of the path of a FIFO: the stream is one of the descriptors that came with the stand-in.
 pub const ATTACHED: &str = "attached:";
 
+/// A stand-in's first message once it is set up; in its place comes what went wrong.
+pub const READY: &[u8] = &[3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
 /// Length of every message on a life line, bytes.
 const MESSAGE: usize = 12;
 

@@ -17,9 +17,10 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use ttrpc::context::Context;
 
 use super::common;
-use crate::detached::{Network, Options, StandIn, write_pid};
+use crate::detached::{Looks, Network, Options, StandIn, write_pid};
 use crate::error::CommandError;
 use crate::options::Globals;
+use crate::standin::{Bind, View};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -83,11 +84,7 @@ pub fn create(wanted: &Wanted, options: &Options, globals: &Globals) -> Result<(
             let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
             (narrow(size.width()), narrow(size.height()))
         });
-    let standin = StandIn::spawn(
-        options.console_socket.as_deref(),
-        size,
-        &network(&bundle.spec),
-    );
+    let standin = StandIn::spawn(options.console_socket.as_deref(), size, looks(&bundle));
     let made = standin.and_then(|mut standin| {
         let made = make(wanted, options, globals, &paths, &mut standin, lock);
         if made.is_err() {
@@ -102,6 +99,43 @@ pub fn create(wanted: &Wanted, options: &Options, globals: &Globals) -> Result<(
         sweep::remove(&paths);
     }
     made
+}
+
+/// What the engine finds behind the container's PID.
+fn looks(bundle: &Bundle) -> Looks {
+    let spec = &bundle.spec;
+    let title = spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.args().clone());
+    let mounts = || spec.mounts().iter().flatten();
+    let guest_only: Vec<PathBuf> = mounts()
+        .filter(|mount| !bulkhead_oci::plan::is_bind(mount))
+        .map(|mount| Path::new("/").join(mount.destination()))
+        .collect();
+    let binds = mounts().filter_map(|mount| {
+        let mut options = mount.options().iter().flatten();
+        let recursive = options.any(|option| option == "rbind");
+        let is_bind = bulkhead_oci::plan::is_bind(mount);
+        let target = Path::new("/").join(mount.destination());
+        // Below another mount it would be made in the root file system, where it does not belong.
+        let covered = guest_only.iter().any(|other| target.starts_with(other));
+        let source = mount.source().as_ref().filter(|_| is_bind && !covered)?;
+        Some(Bind {
+            source: bundle.dir.join(source),
+            target,
+            recursive,
+        })
+    });
+    let view = View {
+        rootfs: bundle.rootfs.clone(),
+        binds: binds.collect(),
+    };
+    Looks {
+        network: network(spec),
+        view: Some(view),
+        title: title.unwrap_or_default(),
+    }
 }
 
 /// The network namespace the engine looks for, and finds, behind the container's PID.

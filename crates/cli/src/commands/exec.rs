@@ -17,7 +17,7 @@ use ttrpc::context::Context;
 
 use super::common;
 use crate::attach::Streams;
-use crate::detached::{Network, Options, StandIn, write_pid};
+use crate::detached::{Looks, Network, Options, StandIn, write_pid};
 use crate::error::CommandError;
 use crate::options::Globals;
 use crate::session::{self, Signals, Target, exit_code};
@@ -110,7 +110,12 @@ fn beside(args: &Args, paths: &Paths, process: &Process) -> Result<ExitCode, Com
         (narrow(size.width()), narrow(size.height()))
     });
     let console = args.detached.console_socket.as_deref();
-    let mut standin = StandIn::spawn(console, size, &Network::Inherit)?;
+    let looks = Looks {
+        network: Network::Inherit,
+        view: None,
+        title: process.args().clone().unwrap_or_default(),
+    };
+    let mut standin = StandIn::spawn(console, size, looks)?;
     let target = Target {
         id: args.id.clone(),
         exec_id,

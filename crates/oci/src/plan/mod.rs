@@ -1,6 +1,7 @@
 //! Splits a bundle into what the guest is told and what the host shares with it.
 
 mod kernel_files;
+pub(crate) mod own_kernel;
 mod source;
 
 use std::collections::HashMap;
@@ -79,7 +80,7 @@ pub fn guest_plan(id: &str, bundle: &Bundle) -> Result<GuestPlan, BundleError> {
     let mut shares = Vec::new();
     let mut sources = Sources::new(&bundle.dir);
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-        if !is_bind(mount) {
+        if !is_bind(mount) || own_kernel::shared_memory(mount) {
             continue;
         }
         let recursive = is_recursive(mount);
@@ -97,6 +98,8 @@ pub fn guest_plan(id: &str, bundle: &Bundle) -> Result<GuestPlan, BundleError> {
     }
     let rootfs_target = format!("{id}/rootfs");
     strip_host_parts(&mut spec, &rootfs_target);
+    own_kernel::devices(&mut spec);
+    own_kernel::cgroup_namespace(&mut spec);
     Ok(GuestPlan {
         spec,
         shares,

@@ -127,7 +127,7 @@ fn guest_plan_host_parts_are_gone() {
         .iter()
         .map(|ns| ns["type"].as_str().unwrap())
         .collect();
-    assert_eq!(types, ["pid", "ipc", "uts", "mount"]);
+    assert_eq!(types, ["pid", "ipc", "uts", "mount", "cgroup"]);
 }
 
 #[test]

@@ -6,25 +6,11 @@ use oci_spec::runtime::{
 
 use super::{Because, Rule};
 use crate::plan::is_bind;
+use crate::plan::own_kernel::{all_devices_allowed, is_common};
 
 /// File systems a container can mount in its guest without a source on the host.
 const GUEST_FILE_SYSTEMS: &[&str] = &[
     "proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue", "cgroup", "cgroup2",
-];
-
-/// Character devices that mean the same in every kernel (major, minor).
-const COMMON_DEVICES: &[(i64, i64)] = &[
-    (1, 3),    // null
-    (1, 5),    // zero
-    (1, 7),    // full
-    (1, 8),    // random
-    (1, 9),    // urandom
-    (1, 11),   // kmsg: the guest's own
-    (5, 0),    // tty
-    (5, 1),    // console
-    (5, 2),    // ptmx
-    (10, 200), // net/tun
-    (10, 229), // fuse
 ];
 
 pub(super) const RULES: &[Rule] = &[
@@ -178,7 +164,7 @@ pub(super) const RULES: &[Rule] = &[
         find: |spec| {
             each_device(spec, |device| {
                 let character = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
-                character && !COMMON_DEVICES.contains(&(device.major(), device.minor()))
+                character && !is_common(device)
             })
         },
     },
@@ -327,6 +313,9 @@ fn id_mapped_mounts(spec: &Spec) -> Vec<String> {
 }
 
 fn each_device(spec: &Spec, refused: impl Fn(&LinuxDevice) -> bool) -> Vec<String> {
+    if all_devices_allowed(spec) {
+        return Vec::new();
+    }
     let devices = spec
         .linux()
         .as_ref()

@@ -1,28 +1,117 @@
-//! The stand-in's hat: `bulkhead standin <descriptor>`. What it is for is said in
+//! The stand-in's hat: `bulkhead standin <json>`. What it is for is said in
 //! [`bulkhead_sandbox::standin`].
 //!
-//! There is one for each process of each container an engine started, so it allocates next to
-//! nothing: system calls on descriptors, one loop.
+//! There is one for each process of each container an engine started, so once it is set up it needs
+//! next to nothing: system calls on two descriptors, one loop.
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+mod view;
 
-use bulkhead_sandbox::standin::{End, Report};
+use std::ffi::CString;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+
+use bulkhead_sandbox::standin::{End, READY, Report};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::termios::tcgetwinsize;
+use serde::{Deserialize, Serialize};
+
+pub use view::{Bind, View};
+
+/// What a stand-in is started with.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Config {
+    /// Inherited end of the life line.
+    pub life_fd: RawFd,
+    /// Inherited descriptor of a network namespace to join.
+    pub netns_fd: Option<RawFd>,
+    /// Standard input is a terminal of our own.
+    pub terminal: bool,
+    /// The command line to show in lists of processes.
+    pub title: Vec<String>,
+    /// What our mount namespace shows; without it we have the host's.
+    pub view: Option<View>,
+}
 
 /// Stands in until told to end, and ends like that. Returns only on failure.
-pub fn run(argument: &str) -> String {
-    let Some(life) = adopt(argument) else {
+pub fn run(json: &str) -> String {
+    let config: Config = match serde_json::from_str(json) {
+        Ok(config) => config,
+        Err(error) => return format!("Invalid configuration of a stand-in: {error}"),
+    };
+    let Some(life) = adopt(config.life_fd) else {
         return "This command is Bulkhead's own and not meant to be called".to_owned();
     };
+    // Signals wait until they can be passed on.
+    let _ = SigSet::all().thread_block();
+    let ready = set_up(&config);
+    let answer = ready
+        .as_ref()
+        .map_or_else(|text| text.as_bytes(), |()| READY);
+    // If nobody listens any more, the end of the life line is the next thing seen.
+    let _ = rustix::net::send(&life, answer, SendFlags::NOSIGNAL);
+    if let Err(error) = ready {
+        return error;
+    }
+    show_as(&config.title);
+    drop(config);
     shrink();
     match stand_in(&life) {
         Ok(end) => finish(end),
         Err(error) => format!("The stand-in failed: {error}"),
+    }
+}
+
+fn set_up(config: &Config) -> Result<(), String> {
+    // A pidfd of whoever started us, which only jails need.
+    drop(adopt(bulkhead_jail::PARENT_FD));
+    rustix::process::setsid().map_err(|error| format!("Failed to begin a session: {error}"))?;
+    if config.terminal {
+        rustix::process::ioctl_tiocsctty(std::io::stdin())
+            .map_err(|error| format!("Failed to take the terminal: {error}"))?;
+    }
+    if let Some(namespace) = config.netns_fd.and_then(adopt) {
+        setns(namespace, CloneFlags::CLONE_NEWNET)
+            .map_err(|error| format!("Failed to join the network namespace: {error}"))?;
+    }
+    match &config.view {
+        Some(view) => view.enter(),
+        None => rustix::process::chdir("/").map_err(|error| format!("Failed to enter /: {error}")),
+    }
+}
+
+fn adopt(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: fcntl takes any number.
+    if number <= 2 || unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return None;
+    }
+    // SAFETY: the descriptor is open (just checked) and was passed to this process to own; each
+    // number is adopted once.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Lists of processes show the container's command, as they do for any other runtime.
+fn show_as(title: &[String]) {
+    let Some(program) = title.first() else { return };
+    let name = program.rsplit('/').next().unwrap_or(program);
+    if let Ok(name) = CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
+    let mut text = title.join("\0").into_bytes();
+    text.push(0);
+    // The kernel reads it for as long as we live.
+    let text = Box::leak(text.into_boxed_slice()).as_ptr_range();
+    for (which, address) in [
+        (libc::PR_SET_MM_ARG_START, text.start),
+        (libc::PR_SET_MM_ARG_END, text.end),
+    ] {
+        // The heap is below the stack, so start never comes to be beyond end. Without the privilege
+        // our own command line stays visible.
+        // SAFETY: the kernel only reads from there, and the memory is never freed.
+        let _ = unsafe { libc::prctl(libc::PR_SET_MM, which, address.addr(), 0_usize, 0_usize) };
     }
 }
 
@@ -48,16 +137,6 @@ fn shrink() {
             libc::MADV_DONTNEED,
         )
     };
-}
-
-fn adopt(argument: &str) -> Option<OwnedFd> {
-    let number = argument.parse().ok().filter(|number| *number > 2)?;
-    // SAFETY: fcntl takes any number.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return None;
-    }
-    // SAFETY: the descriptor is open (just checked) and was passed to this process to own.
-    Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 fn stand_in(life: &OwnedFd) -> rustix::io::Result<End> {
