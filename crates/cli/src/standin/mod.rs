@@ -100,19 +100,32 @@ fn show_as(title: &[String]) {
     if let Ok(name) = CString::new(name) {
         let _ = rustix::thread::set_name(&name);
     }
-    let mut text = title.join("\0").into_bytes();
-    text.push(0);
-    // The kernel reads it for as long as we live.
-    let text = Box::leak(text.into_boxed_slice()).as_ptr_range();
-    for (which, address) in [
-        (libc::PR_SET_MM_ARG_START, text.start),
-        (libc::PR_SET_MM_ARG_END, text.end),
-    ] {
-        // The heap is below the stack, so start never comes to be beyond end. Without the privilege
-        // our own command line stays visible.
-        // SAFETY: the kernel only reads from there, and the memory is never freed.
-        let _ = unsafe { libc::prctl(libc::PR_SET_MM, which, address.addr(), 0_usize, 0_usize) };
+    let Some((start, end)) = own_arguments() else {
+        return;
+    };
+    let Some(room) = end.checked_sub(start).filter(|room| *room > 2) else {
+        return;
+    };
+    let text = title.join(" ");
+    let count = text.len().min(room.saturating_sub(2));
+    let place = std::ptr::with_exposed_provenance_mut::<u8>(start);
+    // SAFETY: the kernel says that our arguments are in this range of our memory, which is writable;
+    // there is one thread, and nothing looks at the arguments any more.
+    unsafe {
+        place.write_bytes(0, room);
+        place.copy_from_nonoverlapping(text.as_ptr(), count);
+        // Without a NUL at the very end the kernel shows what is before the first one.
+        place.add(room).sub(1).write(b' ');
     }
+}
+
+/// Where our command line is in our memory: fields 48 and 49 of proc_pid_stat(5).
+fn own_arguments() -> Option<(usize, usize)> {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    // The first field after the name is the third.
+    let mut fields = fields.split_whitespace().skip(45);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 /// Gives back what the start has read of the executable, most of it to relocate parts never used
