@@ -4,6 +4,7 @@
 //! of one run. Nothing is asserted.
 
 mod bundle;
+mod engines;
 mod memory;
 mod runtime;
 mod series;
@@ -33,7 +34,7 @@ struct Args {
     /// MiB to stream in each direction.
     #[arg(long, default_value_t = 256)]
     stream_mib: u64,
-    /// Only these parts: start, timeline, memory, exec, stream.
+    /// Only these parts: start, timeline, memory, exec, stream, engines.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Print JSON after the tables.
@@ -94,6 +95,11 @@ fn run(args: &Args) -> Result<()> {
         let rows = stream(args, &runtimes, dir.path())?;
         series::print("streaming, MB/s", &rows);
         report.insert("stream_mb_s".into(), series::json(&rows));
+    }
+    if args.wants("engines") {
+        let rows = engines::measure(dir.path(), &bulkhead, &bundle.dir.join("rootfs"), args.runs)?;
+        series::print("run --rm of /bin/true through an engine, ms", &rows);
+        report.insert("engines_ms".into(), series::json(&rows));
     }
     if args.json {
         println!("{}", serde_json::Value::Object(report));

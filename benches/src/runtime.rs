@@ -233,7 +233,8 @@ impl Runtime {
     }
 }
 
-fn timed(command: &mut Command) -> Result<Duration> {
+/// Runs a command to its end; returns the time it took.
+pub fn timed(command: &mut Command) -> Result<Duration> {
     let began = Instant::now();
     let output = command
         .output()
