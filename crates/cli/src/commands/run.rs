@@ -96,7 +96,6 @@ fn attached(
         hypervisor: args.hypervisor.clone(),
         kernel: args.kernel.clone(),
         lower: prepared.lower.clone(),
-        netns: None,
         auto_remove: prepared.auto_remove,
         owner: common::owner(),
         origin_ns: globals.began_ns,
