@@ -15,6 +15,7 @@ mod clock;
 mod container;
 mod end;
 mod home;
+mod network;
 mod process;
 mod reaper;
 mod registry;

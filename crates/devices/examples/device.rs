@@ -29,11 +29,7 @@ fn bare(config: &DeviceConfig) -> Result<(), DeviceError> {
             source,
         })?
         .into();
-    serve(
-        Resources::inherit(config, proc_fd)?,
-        &config.fs,
-        config.vsock.guest_cid,
-    )
+    serve(Resources::inherit(config, proc_fd)?, config)
 }
 
 fn main() -> ExitCode {

@@ -1,6 +1,8 @@
 //! Virtio devices over vhost-user, and the process that serves them.
 
 pub mod fs;
+pub mod guest;
+pub mod net;
 pub mod process;
 #[cfg(any(test, feature = "rig"))]
 #[allow(
@@ -11,7 +13,9 @@ pub mod rig;
 pub mod session;
 pub mod vsock;
 
-pub use process::{DeviceConfig, DeviceError, FsConfig, Resources, VsockConfig, run, serve};
+pub use process::{
+    DeviceConfig, DeviceError, FsConfig, NetConfig, Resources, VsockConfig, run, serve,
+};
 
 /// The part of a device's configuration space that the front end asks for; beyond its end there
 /// are zeros. The result is empty, which the front end takes as a refusal, when more is asked for

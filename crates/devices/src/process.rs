@@ -1,4 +1,4 @@
-//! The device process: what it is given, the order in which it gives up power, its two threads.
+//! The device process: what it is given, the order in which it gives up power, its threads.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,13 +17,15 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::fs::{Fs, FsError, share};
+use crate::net::Net;
+use crate::net::frames::Tap;
 use crate::session::{End, Session, SessionError};
 use crate::vsock::Vsock;
 use crate::vsock::control::DeviceChannel;
 use crate::vsock::mux::Mux;
 
-/// Stack of the file system's thread, in bytes. Requests are served one after the other, and the
-/// deepest path is a directory listing.
+/// Stack of each device's thread, in bytes. Requests are served one after the other, and the deepest
+/// path is a directory listing.
 const STACK: usize = 256 * 1024;
 
 /// The limit of open files to aim for. More files than in most images, and few enough that the
@@ -40,6 +42,9 @@ pub struct DeviceConfig {
     pub fs: FsConfig,
     /// The streams.
     pub vsock: VsockConfig,
+    /// The network cards.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
 }
 
 /// The virtio-fs device.
@@ -62,6 +67,19 @@ pub struct VsockConfig {
     pub guest_cid: u64,
     /// Inherited end of the control channel, see [`crate::vsock::control`].
     pub control_fd: RawFd,
+}
+
+/// A virtio-net device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// Inherited listening `AF_UNIX` stream socket the hypervisor connects to.
+    pub listener_fd: RawFd,
+    /// Inherited tap with headers of `struct virtio_net_hdr_v1`.
+    pub tap_fd: RawFd,
+    /// The card's hardware address.
+    pub mac: [u8; 6],
+    /// What its driver is told of the network's MTU, bytes; none: nothing.
+    pub mtu: Option<u16>,
 }
 
 /// The device process cannot serve, or had to stop serving.
@@ -99,8 +117,8 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
-    /// A request made the file system's thread panic; where, is on standard error.
-    #[error("The file system crashed over a request of the guest; please report this")]
+    /// A request made a device's thread panic; where, is on standard error.
+    #[error("A device crashed over a request of the guest; please report this")]
     Crashed,
     /// A device stopped because of its front end.
     #[error("A device had to stop")]
@@ -116,6 +134,8 @@ pub struct Resources {
     pub vsock: UnixListener,
     /// The device's end of the control channel.
     pub control: OwnedFd,
+    /// The hypervisor connects here for each network card, and what its frames go to.
+    pub nets: Vec<(UnixListener, Tap)>,
     /// An open `/proc/self/fd`, which turns a name into an open file.
     pub proc_fd: OwnedFd,
     /// How many descriptors the process may have open.
@@ -134,23 +154,26 @@ pub struct Resources {
 pub fn run(config: DeviceConfig) -> Result<(), DeviceError> {
     let resources = Resources::inherit(&config, bulkhead_jail::own_descriptors()?)?;
     config.jail.enter()?;
-    serve(resources, &config.fs, config.vsock.guest_cid)
+    serve(resources, &config)
 }
 
-/// Serves both devices on two threads, the caller's and one more, without entering any jail.
-/// Returns like [`run`]. The file system's thread is not waited for: a request may hang in the
-/// host's file system, and the process is about to exit.
+/// Serves all devices, the streams on the caller's thread and each other one on its own, without
+/// entering any jail. Returns like [`run`]. The other threads are not waited for: a request may hang
+/// in the host's file system, and the process is about to exit.
 ///
 /// # Errors
 /// See [`DeviceError`].
-pub fn serve(resources: Resources, fs: &FsConfig, guest_cid: u64) -> Result<(), DeviceError> {
+pub fn serve(resources: Resources, config: &DeviceConfig) -> Result<(), DeviceError> {
     let Resources {
         fs: fs_socket,
         vsock,
         control,
+        nets,
         proc_fd,
         fd_limit,
     } = resources;
+    let fs = &config.fs;
+    let guest_cid = config.vsock.guest_cid;
     if !(3..u64::from(u32::MAX)).contains(&guest_cid) {
         return Err(DeviceError::GuestCid { cid: guest_cid });
     }
@@ -174,25 +197,22 @@ pub fn serve(resources: Resources, fs: &FsConfig, guest_cid: u64) -> Result<(), 
     let mut vsock = Session::new(vsock, Vsock::new(guest_cid, mux), &*stop)?;
 
     let failure = Arc::new(Mutex::new(None));
-    let report = Report {
+    let report = || Report {
         failure: Arc::clone(&failure),
         stop: Arc::clone(&stop),
     };
-    std::thread::Builder::new()
-        .name("fs".to_owned())
-        .stack_size(STACK)
-        .spawn(move || {
-            // Also reports a panic, when it is dropped by one.
-            let report = report;
-            // Some requests change the working directory for a moment.
-            let result = unshare(CloneFlags::CLONE_FS)
-                .map_err(|e| setup("unshare the working directory")(e.into()))
-                .and_then(|()| fs.run().map_err(DeviceError::from));
-            if let Err(e) = result {
-                report.fail(e);
-            }
-        })
-        .map_err(setup("start the file system's thread"))?;
+    report().on_thread("fs".to_owned(), move || {
+        // Some requests change the working directory for a moment.
+        unshare(CloneFlags::CLONE_FS)
+            .map_err(|e| setup("unshare the working directory")(e.into()))?;
+        Ok(fs.run()?)
+    })?;
+    for (number, ((socket, tap), config)) in nets.into_iter().zip(&config.nets).enumerate() {
+        let net = Net::new(tap, config.mac, config.mtu)
+            .map_err(setup("prepare the tap of a network card"))?;
+        let mut net = Session::new(socket, net, &*stop)?;
+        report().on_thread(format!("net{number}"), move || Ok(net.run()?))?;
+    }
     // Names in `top` and `ps -L`; a failure changes nothing else.
     let _ = rustix::thread::set_name(c"vsock");
 
@@ -210,14 +230,36 @@ pub fn serve(resources: Resources, fs: &FsConfig, guest_cid: u64) -> Result<(), 
     }
 }
 
-/// How the file system's thread tells the other of its end, if that was no good one: a guest
-/// whose requests are not answered any more must not wait for ever.
+/// How a device's thread tells the first one of its end, if that was no good one: a guest whose
+/// requests are not answered any more must not wait for ever.
 struct Report {
     failure: Arc<Mutex<Option<DeviceError>>>,
     stop: Arc<EventFd>,
 }
 
 impl Report {
+    fn on_thread(
+        self,
+        name: String,
+        serve: impl FnOnce() -> Result<End, DeviceError> + Send + 'static,
+    ) -> Result<(), DeviceError> {
+        std::thread::Builder::new()
+            .name(name)
+            .stack_size(STACK)
+            .spawn(move || {
+                // Also reports a panic, when it is dropped by one.
+                let report = self;
+                if let Err(e) = serve() {
+                    report.fail(e);
+                }
+            })
+            .map(drop)
+            .map_err(|source| DeviceError::Setup {
+                what: "start a device's thread",
+                source,
+            })
+    }
+
     fn fail(&self, error: DeviceError) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         let _ = self.stop.write(1);
@@ -242,17 +284,20 @@ impl Resources {
     /// # Errors
     /// [`DeviceError::Descriptor`].
     pub fn inherit(config: &DeviceConfig, proc_fd: OwnedFd) -> Result<Self, DeviceError> {
-        let numbers = [
+        let mut numbers = vec![
             config.fs.listener_fd,
             config.vsock.listener_fd,
             config.vsock.control_fd,
         ];
-        let distinct: BTreeSet<RawFd> = numbers.into_iter().collect();
+        for net in &config.nets {
+            numbers.extend([net.listener_fd, net.tap_fd]);
+        }
+        let distinct: BTreeSet<RawFd> = numbers.iter().copied().collect();
         if let (Some(&fd), true) = (numbers.last(), distinct.len() < numbers.len()) {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "it is given twice");
             return Err(DeviceError::Descriptor {
                 fd,
-                role: "a socket of its own",
+                role: "a descriptor of its own",
                 source,
             });
         }
@@ -278,6 +323,15 @@ impl Resources {
                         && socket_type(socket)? == SocketType::SEQPACKET)
                 },
             )?,
+            nets: config
+                .nets
+                .iter()
+                .map(|net| {
+                    let socket = listener(net.listener_fd, "a network card's listening socket")?;
+                    let tap = adopt(net.tap_fd, "a network card's tap", Tap::is)?;
+                    Ok((socket.into(), Tap::new(tap)))
+                })
+                .collect::<Result<_, DeviceError>>()?,
             proc_fd,
             fd_limit: raise_fd_limit(),
         })
@@ -309,7 +363,7 @@ fn raise_fd_limit() -> u64 {
 fn adopt(
     fd: RawFd,
     role: &'static str,
-    is_right: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<bool>,
+    is_right: impl Fn(BorrowedFd<'_>) -> io::Result<bool>,
 ) -> Result<OwnedFd, DeviceError> {
     let wrong = |source: io::Error| DeviceError::Descriptor { fd, role, source };
     if fd <= libc::STDERR_FILENO {
@@ -325,7 +379,7 @@ fn adopt(
     match is_right(owned.as_fd()) {
         Ok(true) => {}
         Ok(false) => return Err(wrong(io::ErrorKind::InvalidInput.into())),
-        Err(e) => return Err(wrong(e.into())),
+        Err(e) => return Err(wrong(e)),
     }
     rustix::io::fcntl_setfd(&owned, FdFlags::CLOEXEC).map_err(|e| wrong(e.into()))?;
     Ok(owned)

@@ -50,6 +50,7 @@ fn main() {
         fs_tag: "none".into(),
         vsock_socket: None,
         guest_cid: 3,
+        nets: Vec::new(),
         uid,
         gid: uid,
         cpu: None,

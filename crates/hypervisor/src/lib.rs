@@ -22,6 +22,6 @@ pub use cpu::CpuLease;
 pub use driver::{Abilities, Driver, Isolation, Kind, Pausable, Vm, capabilities};
 pub use error::HypervisorError;
 pub use kvm::{KvmVerdict, kvm_verdict};
-pub use machine::{LaunchIo, Machine};
+pub use machine::{LaunchIo, Machine, Net};
 pub use qemu::{Accelerator, Qemu};
 pub use uml::Uml;

@@ -28,12 +28,25 @@ pub struct Machine {
     pub vsock_socket: Option<PathBuf>,
     /// The guest's vsock address. The back end tells it to the guest.
     pub guest_cid: u64,
+    /// The machine's network cards.
+    pub nets: Vec<Net>,
     /// Host user the hypervisor process runs as; to be given to no other process.
     pub uid: u32,
     /// Host group the hypervisor process runs as.
     pub gid: u32,
     /// Host processor to run on; none: the driver chooses if it wants the machine on one.
     pub cpu: Option<usize>,
+}
+
+/// A network card. Its back end tells the guest the same hardware address.
+#[derive(Clone, Debug)]
+pub struct Net {
+    /// Socket of its vhost-user back end.
+    pub socket: PathBuf,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// What its driver is told of the network's MTU, bytes; none: nothing.
+    pub mtu: Option<u16>,
 }
 
 /// What a machine is connected to at its start.

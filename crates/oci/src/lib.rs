@@ -24,7 +24,7 @@ mod beneath;
 mod text;
 
 pub use bundle::{Bundle, BundleError};
-pub use plan::{GuestPlan, Share, guest_plan};
+pub use plan::{GuestPlan, Share, guest_plan, network_namespace};
 pub use refuse::Refusal;
 pub use run::{RunError, RunOptions, spec_for_run};
 

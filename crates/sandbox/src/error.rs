@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use bulkhead_network::NetworkError;
 use ttrpc::proto::{Code, Status};
 
 use crate::failure::Failure;
@@ -16,6 +17,9 @@ pub enum SandboxError {
     /// Refused before anything was started.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The container's network namespace cannot be had in the machine.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The machine could not be started.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -107,7 +111,7 @@ impl SandboxError {
             Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
             Self::WrongState { .. } => Code::FAILED_PRECONDITION,
             Self::Unsupported { .. } => Code::UNIMPLEMENTED,
-            Self::Plan(_) | Self::Stdio(_) => Code::INVALID_ARGUMENT,
+            Self::Plan(_) | Self::Stdio(_) | Self::Network(_) => Code::INVALID_ARGUMENT,
             Self::Silent(_) => Code::DEADLINE_EXCEEDED,
             Self::Vm(_)
             | Self::State(_)

@@ -13,6 +13,7 @@ pub mod console;
 pub mod error;
 pub mod failure;
 pub mod id;
+pub mod network;
 pub mod paths;
 pub mod plan;
 pub mod process;

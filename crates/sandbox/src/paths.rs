@@ -77,6 +77,12 @@ impl Paths {
         self.dir().join("vsock.sock")
     }
 
+    /// Where the device process serves the `number`th network card to the hypervisor.
+    #[must_use]
+    pub fn net_socket(&self, number: usize) -> PathBuf {
+        self.dir().join(format!("net{number}.sock"))
+    }
+
     /// The guest's console, its last part.
     #[must_use]
     pub fn console(&self) -> PathBuf {

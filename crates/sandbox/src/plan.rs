@@ -32,6 +32,10 @@ pub struct Plan {
     pub memory_bytes: u64,
     /// vCPUs of the VM.
     pub vcpus: u32,
+    /// The network namespace whose interfaces the machine is to have.
+    pub netns: Option<PathBuf>,
+    /// Whether an interface may come into that namespace before the container is started.
+    pub late_network: bool,
     /// The host's configuration.
     pub config: Config,
 }
@@ -130,6 +134,9 @@ impl Plan {
             return Err(PlanError::NoInitramfs(initramfs));
         }
 
+        let netns = request.netns.clone();
+        let late_network = netns.is_some();
+        let netns = netns.or_else(|| bulkhead_oci::network_namespace(&bundle.spec));
         let memory_bytes = memory(&bundle, &annotations, &config)?;
         let vcpus = vcpus(&bundle);
         check_memory(memory_bytes)?;
@@ -141,6 +148,8 @@ impl Plan {
             initramfs,
             memory_bytes,
             vcpus,
+            netns,
+            late_network,
             config,
         })
     }

@@ -44,7 +44,8 @@ pub struct Request {
     /// PID of the stand-in for the container's init process, if an engine asked for one.
     #[serde(default)]
     pub standin: Option<u32>,
-    /// The network namespace whose interfaces the container is to have, as a path.
+    /// The network namespace an engine has made for the container; `None` for the one its
+    /// configuration names, if it does.
     #[serde(default)]
     pub netns: Option<PathBuf>,
 }

@@ -144,6 +144,7 @@ impl Sandbox {
                 .standin
                 .and_then(|pid| ProcessRef::of(pid).ok()),
             helpers: Vec::new(),
+            netns: plan.netns.clone(),
             hypervisor: plan.choice.driver.kind().to_string(),
             isolation: plan.choice.driver.isolation().to_string(),
             chosen_because: plan.choice.reason.clone(),

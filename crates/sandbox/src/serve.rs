@@ -5,6 +5,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_network::{Network, Port};
 use containerd_shim_protos::shim_async::create_task;
 use rustix::net::SocketFlags;
 use tokio::net::UnixListener;
@@ -153,11 +154,29 @@ fn boot(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
     sandbox.begin(&plan)?;
     let layer = layer(sandbox)?;
     sandbox.span(Actor::Host, "plan", began);
+    let network = plug(sandbox, &plan)?;
     let vm = {
         let mut timeline = sandbox.timeline();
-        Vm::launch(&plan, layer.as_ref(), &sandbox.paths, &mut timeline)?
+        Vm::launch(
+            &plan,
+            layer.as_ref(),
+            network,
+            &sandbox.paths,
+            &mut timeline,
+        )?
     };
     sandbox.booted(vm, plan)
+}
+
+/// Joins the machine's network cards to the interfaces of the container's namespace.
+fn plug(sandbox: &Sandbox, plan: &Plan) -> Result<Option<(Network, Vec<Port>)>, SandboxError> {
+    let Some(path) = &plan.netns else {
+        return Ok(None);
+    };
+    let began = now_ns();
+    let plugged = Network::plug(path, plan.late_network)?;
+    sandbox.span(Actor::Host, "join the network", began);
+    Ok(Some(plugged))
 }
 
 fn layer(sandbox: &Sandbox) -> Result<Option<Layer>, SandboxError> {

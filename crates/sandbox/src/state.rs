@@ -127,6 +127,9 @@ pub struct State {
     /// Processes the sandbox process spawned: device process, hypervisor.
     #[serde(default)]
     pub helpers: Vec<ProcessRef>,
+    /// The network namespace the machine's cards are joined to.
+    #[serde(default)]
+    pub netns: Option<PathBuf>,
     /// Driver: `uml` or `qemu`.
     pub hypervisor: String,
     /// Isolation obtained: `hardware-vm`, `emulated-vm` or `user-mode-kernel`.

@@ -71,6 +71,14 @@ fn bury(paths: &Paths, mut state: State) -> Found {
     for helper in &state.helpers {
         end(helper);
     }
+    if let Some(netns) = &state.netns {
+        bulkhead_network::clean(netns);
+    }
+    for number in 0.. {
+        if fs::remove_file(paths.net_socket(number)).is_err() {
+            break;
+        }
+    }
     for file in [
         paths.socket(),
         paths.attach_socket(),

@@ -6,14 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bulkhead_agent_api::{AgentClient, GUEST_CID, RPC_PORT, SHARE_TAG};
 use bulkhead_devices::vsock::control;
-use bulkhead_devices::{DeviceConfig, FsConfig, VsockConfig};
-use bulkhead_hypervisor::{CpuLease, HypervisorError, LaunchIo, Machine};
+use bulkhead_devices::{DeviceConfig, FsConfig, NetConfig, VsockConfig};
+use bulkhead_hypervisor::{CpuLease, HypervisorError, LaunchIo, Machine, Net};
 use bulkhead_jail::{Capability, Entry, Jail, JailError, Namespaces, Profile, Root};
+use bulkhead_network::{Change, Network, NetworkError, Port, Update};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 
@@ -74,6 +75,7 @@ pub struct Vm {
     /// When the hypervisor process was spawned.
     pub launched_ns: u64,
     pidfds: Vec<Arc<OwnedFd>>,
+    network: Mutex<Option<Network>>,
     // The processor counts as taken while the machine runs.
     _lease: Option<CpuLease>,
     // Holds the driver's own lease and its way to the hypervisor.
@@ -100,6 +102,7 @@ impl Vm {
     pub fn launch(
         plan: &Plan,
         layer: Option<&Layer>,
+        network: Option<(Network, Vec<Port>)>,
         paths: &Paths,
         timeline: &mut Timeline,
     ) -> Result<Self, VmError> {
@@ -108,6 +111,14 @@ impl Vm {
         let uid = UID_BASE.saturating_add(std::process::id());
         let fs_listener = listen(&dir, "fs.sock", uid)?;
         let vsock_listener = listen(&dir, "vsock.sock", uid)?;
+        let (network, ports) = network.unzip();
+        let cards = cards(ports.unwrap_or_default(), &dir, uid)?;
+        let nets = cards.iter().enumerate().map(|(number, card)| Net {
+            socket: paths.net_socket(number),
+            mac: card.port.mac,
+            mtu: card.port.mtu,
+        });
+        let nets = nets.collect();
         let (channel, control) =
             control::pair().map_err(step("make the device process's control channel"))?;
         let log = fs::OpenOptions::new()
@@ -126,6 +137,7 @@ impl Vm {
             fs_listener,
             vsock_listener,
             control,
+            cards,
             &log,
         )?;
         timeline.since(Actor::Host, "spawn device process", began);
@@ -149,6 +161,7 @@ impl Vm {
             fs_tag: SHARE_TAG.to_owned(),
             vsock_socket: Some(paths.vsock_socket()),
             guest_cid: u64::from(GUEST_CID),
+            nets,
             uid,
             gid: uid,
             cpu,
@@ -212,6 +225,7 @@ impl Vm {
             helpers,
             launched_ns,
             pidfds,
+            network: Mutex::new(network),
             _lease: lease,
             _machine: hypervisor,
         })
@@ -229,6 +243,33 @@ impl Vm {
                 let _ = fd.readable().await;
             }
         }
+        // Its taps are gone with the device process; this frees the engine's interfaces.
+        drop(self.lock_network().take());
+    }
+
+    fn lock_network(&self) -> std::sync::MutexGuard<'_, Option<Network>> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What each network card is to become.
+    #[must_use]
+    pub fn network_changes(&self) -> Vec<Change> {
+        let network = self.lock_network();
+        network.as_ref().map(Network::changes).unwrap_or_default()
+    }
+
+    /// Looks for what came to the container's network since the machine was launched; returns nothing
+    /// if there is nothing to do.
+    ///
+    /// # Errors
+    /// See [`Network::refresh`].
+    pub fn refresh_network(&self) -> Result<Option<Update>, NetworkError> {
+        let mut network = self.lock_network();
+        let Some(network) = network.as_mut() else {
+            return Ok(None);
+        };
+        let update = network.refresh()?;
+        Ok((!update.is_empty()).then_some(update))
     }
 
     /// Waits until the machine has ended and tells why.
@@ -352,7 +393,7 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     )?)
 }
 
-fn listen(dir: &OwnedFd, name: &'static str, uid: u32) -> Result<OwnedFd, VmError> {
+fn listen(dir: &OwnedFd, name: &str, uid: u32) -> Result<OwnedFd, VmError> {
     let path = socket_path(dir, name);
     let listener = UnixListener::bind(&path).map_err(step("bind a device socket"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
@@ -361,16 +402,50 @@ fn listen(dir: &OwnedFd, name: &'static str, uid: u32) -> Result<OwnedFd, VmErro
     Ok(listener.into())
 }
 
+/// A network card to be served: its tap, and where the hypervisor connects.
+struct Card {
+    port: Port,
+    listener: OwnedFd,
+}
+
+fn cards(ports: Vec<Port>, dir: &OwnedFd, uid: u32) -> Result<Vec<Card>, VmError> {
+    let numbered = ports.into_iter().enumerate();
+    numbered
+        .map(|(number, port)| {
+            let listener = listen(dir, &format!("net{number}.sock"), uid)?;
+            Ok(Card { port, listener })
+        })
+        .collect()
+}
+
 fn spawn_device(
     jail: Jail,
     fs_listener: OwnedFd,
     vsock_listener: OwnedFd,
     control: OwnedFd,
+    cards: Vec<Card>,
     log: &fs::File,
 ) -> Result<bulkhead_jail::Child, VmError> {
     const FS_FD: i32 = 4;
     const VSOCK_FD: i32 = 5;
     const CONTROL_FD: i32 = 6;
+    const FIRST_CARD_FD: i32 = 7;
+    let mut fds = vec![
+        (fs_listener, FS_FD),
+        (vsock_listener, VSOCK_FD),
+        (control, CONTROL_FD),
+    ];
+    let mut nets = Vec::with_capacity(cards.len());
+    for (card, listener_fd) in cards.into_iter().zip((FIRST_CARD_FD..).step_by(2)) {
+        let tap_fd = listener_fd.saturating_add(1);
+        nets.push(NetConfig {
+            listener_fd,
+            tap_fd,
+            mac: card.port.mac,
+            mtu: card.port.mtu,
+        });
+        fds.extend([(card.listener, listener_fd), (card.port.tap, tap_fd)]);
+    }
     let config = DeviceConfig {
         jail,
         fs: FsConfig {
@@ -383,23 +458,19 @@ fn spawn_device(
             guest_cid: u64::from(GUEST_CID),
             control_fd: CONTROL_FD,
         },
+        nets,
     };
     let log = log
         .as_fd()
         .try_clone_to_owned()
         .map_err(step("share the sandbox's log"))?;
     let out = log.try_clone().map_err(step("share the sandbox's log"))?;
+    fds.extend([(out, 1), (log, 2)]);
     let command = bulkhead_jail::Command {
         program: own_executable(),
         args: crate::spawn::arguments("device", &config)
             .map_err(step("describe the device process"))?,
-        fds: vec![
-            (out, 1),
-            (log, 2),
-            (fs_listener, FS_FD),
-            (vsock_listener, VSOCK_FD),
-            (control, CONTROL_FD),
-        ],
+        fds,
         namespaces: Namespaces::default(),
     };
     bulkhead_jail::spawn(command).map_err(VmError::Device)

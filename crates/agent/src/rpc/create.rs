@@ -35,6 +35,10 @@ pub async fn container(
     let spec: Spec = serde_json::from_slice(&request.spec_json)
         .map_err(|error| RpcError::json("spec_json", &error))?;
     let reservation = service.registry.reserve(id, "")?;
+    if !request.interfaces.is_empty() {
+        crate::network::configure(&request.interfaces)?;
+        timeline.lap("agent: network");
+    }
     let (io, streams) = Streams::open(request.stdio.as_ref().unwrap_or(&Stdio::new()))?;
     let (container, child) = Container::create(id, spec, &rootfs, io)?;
     let child_pid = child.pid.as_raw();

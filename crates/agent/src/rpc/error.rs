@@ -5,6 +5,7 @@ use ttrpc::{Code, get_status};
 
 use crate::container::{ContainerError, Failure, FailureKind};
 use crate::end::Chain;
+use crate::network::NetworkError;
 use crate::process::ProcessError;
 use crate::registry::RegistryError;
 use crate::streams::StreamError;
@@ -42,6 +43,9 @@ pub enum RpcError {
     /// The container could not be made or handled.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// The network could not be configured.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The streams could not be made.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -92,6 +96,7 @@ impl RpcError {
             | Self::Running { .. } => Code::FAILED_PRECONDITION,
             Self::Container(ContainerError::Unsupported { .. }) => Code::UNIMPLEMENTED,
             Self::Container(ContainerError::Invalid { .. })
+            | Self::Network(NetworkError::Value { .. })
             | Self::Stream(StreamError::Size { .. }) => Code::INVALID_ARGUMENT,
             Self::Stream(StreamError::Connect { .. }) => Code::UNAVAILABLE,
             Self::Start(_) => Code::FAILED_PRECONDITION,

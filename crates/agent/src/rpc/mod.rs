@@ -5,6 +5,7 @@ mod destroy;
 mod error;
 mod info;
 mod lifecycle;
+mod network;
 mod observe;
 #[cfg(test)]
 mod tests;
@@ -14,8 +15,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bulkhead_agent_api::messages::{
     ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, ExitResponse, InfoRequest,
-    InfoResponse, ProcessRequest, ProcessResponse, ProcessesResponse, ResizeRequest, SignalRequest,
-    Span, StatsResponse,
+    InfoResponse, NetworkRequest, ProcessRequest, ProcessResponse, ProcessesResponse,
+    ResizeRequest, SignalRequest, Span, StatsResponse,
 };
 use bulkhead_agent_api::{Agent, create_agent};
 use ttrpc::r#async::transport::Listener;
@@ -144,6 +145,10 @@ impl Agent for Service {
     ) -> Answer<Empty> {
         let service = self.clone();
         whole(async move { destroy::container(&service, &request.container_id).await }).await
+    }
+
+    async fn configure_network(&self, _: &TtrpcContext, request: NetworkRequest) -> Answer<Empty> {
+        Ok(network::configure(&request)?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {

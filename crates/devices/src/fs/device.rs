@@ -1,7 +1,6 @@
 //! The virtio-fs device: its rings, its configuration space.
 
 use std::io;
-use std::os::fd::RawFd;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -17,8 +16,8 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::{FsError, Tree};
 use crate::config_space;
-use crate::session::{AtomicMemory, Device, Memory, Vring};
-use crate::vsock::guest::Segments;
+use crate::guest::Segments;
+use crate::session::{AtomicMemory, Device, Memory, Source, Vring};
 
 /// Length of the tag in the configuration space, in bytes (virtio 1.2, section 5.11.4).
 pub(super) const TAG_LEN: usize = 36;
@@ -237,7 +236,7 @@ impl VhostUserBackendMut for Fs {
 impl Device for Fs {
     const NAME: &'static str = "fs";
 
-    fn sources(&self) -> Vec<(RawFd, u16)> {
+    fn sources(&self) -> Vec<Source> {
         Vec::new()
     }
 

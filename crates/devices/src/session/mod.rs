@@ -84,15 +84,45 @@ pub enum End {
     Stopped,
 }
 
+/// A descriptor a device waits on.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    fd: RawFd,
+    token: u16,
+    events: EventSet,
+}
+
+impl Source {
+    /// One whose events are given to `handle_event` as `token` (greater than the number of queues) as
+    /// long as it is readable.
+    #[must_use]
+    pub fn while_ready(fd: RawFd, token: u16) -> Self {
+        Self {
+            fd,
+            token,
+            events: EventSet::IN,
+        }
+    }
+
+    /// As [`Self::while_ready`], but once each time there is something new to read: for a device that
+    /// may have to leave it where it is.
+    #[must_use]
+    pub fn on_change(fd: RawFd, token: u16) -> Self {
+        Self {
+            fd,
+            token,
+            events: EventSet::IN | EventSet::EDGE_TRIGGERED,
+        }
+    }
+}
+
 /// A virtio device that can be served by a [`Session`].
 pub trait Device: VhostUserBackendMut<Bitmap = BitmapMmapRegion, Vring = Vring> {
     /// A short name for threads and messages.
     const NAME: &'static str;
 
-    /// Descriptors to wait on besides the rings, with the number under which their events are given
-    /// to `handle_event` (greater than the number of queues). They stay registered until the
-    /// session ends.
-    fn sources(&self) -> Vec<(RawFd, u16)>;
+    /// Descriptors to wait on besides the rings. They stay registered until the session ends.
+    fn sources(&self) -> Vec<Source>;
 
     /// Whether the device wants the session to end now.
     fn stopped(&self) -> bool;
@@ -155,8 +185,14 @@ impl<D: Device> Session<D> {
         };
         add(listener.as_raw_fd(), SOCKET).map_err(events)?;
         add(stop.as_raw_fd(), STOP).map_err(events)?;
-        for (fd, token) in device.sources() {
-            add(fd, u64::from(token)).map_err(events)?;
+        for source in device.sources() {
+            epoll
+                .ctl(
+                    ControlOperation::Add,
+                    source.fd,
+                    EpollEvent::new(source.events, u64::from(source.token)),
+                )
+                .map_err(events)?;
         }
         let handler = Handler::new(device, Arc::clone(&epoll)).map_err(events)?;
         Ok(Self {

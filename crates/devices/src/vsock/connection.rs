@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::guest::Segments;
 use super::host::{Direction, HostFd};
 use super::stream::Stream;
+use crate::guest::Segments;
 
 /// Backlog capacity above which an emptied backlog gives its memory back, in bytes.
 const KEEP: usize = 16 * 1024;

@@ -1,7 +1,6 @@
 //! The vsock device: its rings, its configuration space, its turn-taking.
 
 use std::io;
-use std::os::fd::RawFd;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -12,10 +11,10 @@ use virtio_queue::{Error as QueueError, QueueOwnedT, QueueT};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
-use super::guest::Segments;
 use super::mux::Mux;
 use crate::config_space;
-use crate::session::{AtomicMemory, Device, Memory, Vring};
+use crate::guest::Segments;
+use crate::session::{AtomicMemory, Device, Memory, Source, Vring};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -231,8 +230,8 @@ impl VhostUserBackendMut for Vsock {
 impl Device for Vsock {
     const NAME: &'static str = "vsock";
 
-    fn sources(&self) -> Vec<(RawFd, u16)> {
-        vec![(self.mux.event_fd(), HOST)]
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::while_ready(self.mux.event_fd(), HOST)]
     }
 
     fn stopped(&self) -> bool {

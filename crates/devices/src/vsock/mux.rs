@@ -17,10 +17,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::connection::{Connection, Fill};
 use super::control::{DeviceChannel, Event};
-use super::guest::Segments;
 use super::host::{Direction, HostFd};
 use super::packet::{HEADER_BYTES, HEADER_LEN, Header, Junk, Op, Pair};
 use super::stream::{Incoming, Stream};
+use crate::guest::Segments;
 use requests::HostEnds;
 
 /// Most expectations and connections at one time.

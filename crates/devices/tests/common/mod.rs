@@ -299,6 +299,7 @@ fn start_device(share: &Path, sockets: [OwnedFd; 3]) -> (u32, OwnedFd) {
             guest_cid: 3,
             control_fd: 6,
         },
+        nets: Vec::new(),
     };
     let config = CString::new(serde_json::to_string(&config).unwrap()).unwrap();
     let stderr = std::io::stderr().as_fd().try_clone_to_owned().unwrap();
@@ -331,6 +332,7 @@ fn start_bare_device(share: &Path, sockets: [OwnedFd; 3]) -> (u32, OwnedFd) {
             guest_cid: 3,
             control_fd: 115,
         },
+        nets: Vec::new(),
     };
     let wrapper = std::env::var("BULKHEAD_TEST_BARE").unwrap();
     let mut words: Vec<String> = wrapper.split_whitespace().map(str::to_owned).collect();

@@ -1,7 +1,7 @@
 //! QEMU's command line.
 
 use super::{Accelerator, FS_FD, MONITOR_FD, VSOCK_FD, files, tsc};
-use crate::Machine;
+use crate::{Machine, Net};
 
 /// Bound of the translator's buffer. Its default takes a gigabyte of address space and, used to the
 /// full by a long-lived guest, of memory.
@@ -69,7 +69,39 @@ pub(super) fn list(
         list.add("-chardev", format!("socket,id=vsock,fd={VSOCK_FD}"));
         list.add("-device", "vhost-user-vsock-device,chardev=vsock");
     }
+    for (number, net) in machine.nets.iter().enumerate() {
+        add_card(&mut list, number, net);
+    }
     list.0
+}
+
+/// A network card. QEMU would handle its control queue itself, and so read what the guest writes
+/// there; none of it is needed.
+fn add_card(list: &mut Arguments, number: usize, net: &Net) {
+    let socket = files::net_socket(number);
+    list.add("-chardev", format!("socket,id=net{number},path={socket}"));
+    list.add(
+        "-netdev",
+        format!("vhost-user,id=net{number},chardev=net{number}"),
+    );
+    let mac = net.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mut device = format!("virtio-net-device,netdev=net{number},mac={mac}");
+    for feature in [
+        "ctrl_vq",
+        "ctrl_rx",
+        "ctrl_vlan",
+        "ctrl_rx_extra",
+        "ctrl_mac_addr",
+        "ctrl_guest_offloads",
+        "guest_announce",
+        "mq",
+    ] {
+        device.push_str(&format!(",{feature}=off"));
+    }
+    if let Some(mtu) = net.mtu {
+        device.push_str(&format!(",host_mtu={mtu}"));
+    }
+    list.add("-device", device);
 }
 
 fn kernel_words(

@@ -15,6 +15,13 @@ pub(super) const QEMU: &str = "/qemu";
 pub(super) const KERNEL: &str = "/kernel";
 pub(super) const INITRAMFS: &str = "/initramfs";
 pub(super) const FIRMWARE: &str = "/firmware";
+
+/// The socket of the `number`th network card. QEMU has no other way to one: it does not pass guest
+/// memory over a connection that it was given.
+pub(super) fn net_socket(number: usize) -> String {
+    format!("/net{number}")
+}
+
 const LIBRARIES: &str = "/lib";
 const MODULES: &str = "/modules";
 
@@ -67,6 +74,9 @@ pub(super) fn collect(
             source: "/dev/kvm".into(),
             target: "/dev/kvm".into(),
         });
+    }
+    for (number, net) in machine.nets.iter().enumerate() {
+        entries.push(launch::socket(&net.socket, &net_socket(number), machine)?);
     }
     let libraries = libraries(program)?;
     if accelerator == Accelerator::Tcg

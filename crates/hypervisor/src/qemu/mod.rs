@@ -143,7 +143,7 @@ impl Driver for Qemu {
     }
 }
 
-/// QEMU gets connections, not addresses: then it needs no way to make any.
+/// QEMU gets connections, not addresses, where it takes them: then it needs no way to the file system.
 fn connect(path: &Path) -> Result<OwnedFd, HypervisorError> {
     UnixStream::connect(path)
         .map(OwnedFd::from)

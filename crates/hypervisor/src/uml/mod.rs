@@ -24,6 +24,11 @@ pub(crate) const SCRATCH: &str = "/tmp";
 pub(crate) const FS_SOCKET: &str = "/fs";
 pub(crate) const VSOCK_SOCKET: &str = "/vsock";
 
+/// The same for the `number`th network card.
+pub(crate) fn net_socket(number: usize) -> String {
+    format!("/net{number}")
+}
+
 /// Room on the scratch file system beside the guest's memory: a page for the kernel's test whether
 /// it may map memory executable, and its directory of run-time files.
 const SCRATCH_SLACK: u64 = 1 << 20;
@@ -116,6 +121,9 @@ fn jail(
         if let Some(source) = source {
             entries.push(launch::socket(source, target, machine)?);
         }
+    }
+    for (number, net) in machine.nets.iter().enumerate() {
+        entries.push(launch::socket(&net.socket, &net_socket(number), machine)?);
     }
     Ok(Jail {
         root: Root {

@@ -117,6 +117,7 @@ pub fn machine(driver: &dyn Driver, action: &str) -> Machine {
         fs_tag: "bulkhead".into(),
         vsock_socket: None,
         guest_cid: 3,
+        nets: Vec::new(),
         uid,
         gid: uid,
         cpu: None,

@@ -107,6 +107,18 @@ pub fn guest_plan(id: &str, bundle: &Bundle) -> Result<GuestPlan, BundleError> {
     })
 }
 
+/// The network namespace of the host whose interfaces a container is to have, if its configuration
+/// names one.
+#[must_use]
+pub fn network_namespace(spec: &Spec) -> Option<PathBuf> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    let network = namespaces
+        .iter()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
+    let path = network.path().clone()?;
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
 /// Whether a mount binds a path, by its type or by its options.
 pub fn is_bind(mount: &Mount) -> bool {
     matches!(mount.typ().as_deref(), Some("bind" | "rbind"))

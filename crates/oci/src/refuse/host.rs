@@ -22,13 +22,6 @@ pub(super) const RULES: &[Rule] = &[
         find: |spec| absent(spec, Ns::Network),
     },
     Rule {
-        field: "linux.namespaces[].path of a network namespace",
-        because: Because::NotBuilt,
-        reason: "connecting the virtual machine to an existing network namespace is not built in this version",
-        alternative: "remove the path, the container then has a loopback interface only (podman and docker: --network none)",
-        find: |spec| with_path(spec, &[Ns::Network]),
-    },
-    Rule {
         field: "linux.namespaces (no pid entry)",
         because: Because::OwnKernel,
         reason: "without it the container would see the host's processes, which are in another kernel",

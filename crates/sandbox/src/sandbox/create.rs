@@ -3,6 +3,7 @@
 use bulkhead_agent_api::StartFailure;
 
 use super::*;
+use crate::network;
 
 impl Sandbox {
     /// Creates the container's init process, up to its exec.
@@ -33,6 +34,7 @@ impl Sandbox {
             spec_json: plan.guest.spec_json().map_err(PlanError::from)?,
             rootfs: plan.guest.rootfs_target.clone(),
             stdio: Some(ports).into(),
+            interfaces: vm.network_changes().iter().map(network::message).collect(),
             ..Default::default()
         };
         let limit = Duration::from_secs(plan.config.start_timeout_s);

@@ -1,6 +1,7 @@
 //! `start`: a created process runs, and is followed to its end.
 
 use super::*;
+use crate::network;
 
 impl Sandbox {
     /// Lets a created process run. Returns the PID the engine sees.
@@ -17,9 +18,7 @@ impl Sandbox {
             return Err(self.wrong_state("start", process.status()));
         }
         let began = now_ns();
-        let request = self.process_request(exec_id);
-        let call = vm.agent.start(Context::default(), &request);
-        let started = self.ask(&vm, "start the process", call).await;
+        let started = self.start_in_guest(&vm, exec_id).await;
         let answer = match started {
             Ok(answer) => answer,
             Err(error) if exec_id.is_empty() => {
@@ -49,6 +48,34 @@ impl Sandbox {
         } else {
             process.standin().unwrap_or(answer.pid)
         })
+    }
+
+    async fn start_in_guest(
+        &self,
+        vm: &Vm,
+        exec_id: &str,
+    ) -> Result<messages::ProcessResponse, SandboxError> {
+        if exec_id.is_empty() {
+            self.complete_network(vm).await?;
+        }
+        let request = self.process_request(exec_id);
+        let call = vm.agent.start(Context::default(), &request);
+        self.ask(vm, "start the process", call).await
+    }
+
+    /// Tells the guest what came to the container's network after it was created.
+    async fn complete_network(&self, vm: &Vm) -> Result<(), SandboxError> {
+        let Some(update) = vm.refresh_network()? else {
+            return Ok(());
+        };
+        let request = messages::NetworkRequest {
+            interfaces: update.changes.iter().map(network::message).collect(),
+            unused: update.unused.iter().map(|card| card.to_vec()).collect(),
+            ..Default::default()
+        };
+        let call = vm.agent.configure_network(Context::default(), &request);
+        self.ask(vm, "configure the network", call).await?;
+        Ok(())
     }
 
     async fn create_exec(
