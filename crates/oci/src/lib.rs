@@ -23,8 +23,8 @@ pub mod run;
 mod beneath;
 mod text;
 
-pub use bundle::{Bundle, BundleError};
-pub use plan::{GuestPlan, Share, guest_plan, network_namespace};
+pub use bundle::{Bundle, BundleError, check_resources};
+pub use plan::{GuestPlan, Share, guest_plan, network_namespace, strip_host_limits};
 pub use refuse::Refusal;
 pub use run::{RunError, RunOptions, spec_for_run};
 

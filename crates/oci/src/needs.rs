@@ -138,9 +138,6 @@ fn of_resources(resources: &LinuxResources) -> Vec<(&'static str, String)> {
             "CFS_BANDWIDTH",
             "cpu.quota",
         );
-        let listed = |list: &Option<String>| list.as_ref().is_some_and(|list| !list.is_empty());
-        asks(listed(cpu.cpus()), "CPUSETS", "cpu.cpus");
-        asks(listed(cpu.mems()), "CPUSETS", "cpu.mems");
     }
     let processes = resources.pids().is_some_and(|pids| pids.limit() > 0);
     asks(processes, "CGROUP_PIDS", "pids.limit");

@@ -37,6 +37,14 @@ pub fn fields_with_wrong_values_refused_by_name(test: &Test) {
             ),
             (|c| c["ociVersion"] = 1.into(), &["ociVersion"]),
             (
+                |c| c["hooks"] = json!({ "prestart": [{ "path": "bin/true" }] }),
+                &["hooks.prestart[0].path", "absolute"],
+            ),
+            (
+                |c| c["hooks"] = json!({ "poststop": [{ "path": "/bin/true", "timeout": 0 }] }),
+                &["hooks.poststop[0].timeout"],
+            ),
+            (
                 |c| push(c, "/linux/namespaces", json!({ "type": "nonsense" })),
                 &["linux.namespaces[5].type", "nonsense"],
             ),
@@ -251,14 +259,6 @@ pub fn fields_that_cannot_be_done_refused_by_name(test: &Test) {
                     )
                 },
                 &["mounts[6].options[1]"],
-            ),
-            (
-                |c| c["hooks"] = json!({ "prestart": [{ "path": "/bin/true" }] }),
-                &["hooks.prestart[0]"],
-            ),
-            (
-                |c| c["hooks"] = json!({ "poststop": [{ "path": "/bin/true" }] }),
-                &["hooks.poststop[0]"],
             ),
             (
                 |c| c["process"]["apparmorProfile"] = "strict".into(),

@@ -148,7 +148,7 @@ pub fn program_missing_fails_clean(test: &Test) {
 
 pub fn bundle_refused_leaves_nothing(test: &Test) {
     let bundle = test.bundle(|config| {
-        config["hooks"] = serde_json::json!({ "poststop": [{ "path": "/bin/true" }] })
+        config["linux"]["intelRdt"] = serde_json::json!({ "closID": "x" });
     });
     let before = Inventory::take(test);
 

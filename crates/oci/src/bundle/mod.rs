@@ -7,13 +7,13 @@ mod read;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Linux, LinuxResources, Spec};
 use rustix::fs::{CWD, Mode, OFlags};
 
 pub use error::{BundleError, Problem, RootProblem, SourceProblem};
 pub use read::MAX_CONFIG_BYTES;
 
-use crate::refuse;
+use crate::refuse::{self, Refusal};
 
 /// A bundle whose configuration was read, checked and found possible.
 #[derive(Clone, Debug)]
@@ -72,8 +72,30 @@ impl Bundle {
     }
 }
 
+/// Checks limits that are to be changed while a container runs, as those of a bundle are, and raises
+/// what is refused of them.
+///
+/// # Errors
+///
+/// [`BundleError`] names the field, the cause and the remedy on one line.
+pub fn check_resources(resources: &LinuxResources) -> Result<(), BundleError> {
+    check::resources(resources)?;
+    let mut linux = Linux::default();
+    linux.set_resources(Some(resources.clone()));
+    // Where the limits are changed tells whether the host has a group for them.
+    linux.set_cgroups_path(Some("/".into()));
+    let mut spec = Spec::default();
+    spec.set_linux(Some(linux));
+    let refusals = refuse::refusals_of_resources(&spec);
+    raise(refusals)
+}
+
 fn refused(spec: &Spec) -> Result<(), BundleError> {
-    let mut refusals = refuse::refusals(spec).into_iter();
+    raise(refuse::refusals(spec))
+}
+
+fn raise(refusals: Vec<Refusal>) -> Result<(), BundleError> {
+    let mut refusals = refusals.into_iter();
     match refusals.next() {
         None => Ok(()),
         Some(first) => Err(BundleError::Refused {

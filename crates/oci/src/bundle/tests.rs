@@ -393,6 +393,50 @@ fn check_values_out_of_shape_are_named() {
 }
 
 #[test]
+fn check_hooks_are_named_by_moment_and_place() {
+    let hooks = |hook: Value| json!({"prestart": [], "poststop": [{"path": "/bin/true"}, hook]});
+    for (hook, parts) in [
+        (json!({"path": ""}), ["hooks.poststop[1].path", "empty"]),
+        (
+            json!({"path": "a/b"}),
+            ["hooks.poststop[1].path", "absolute"],
+        ),
+        (
+            json!({"path": "/a", "timeout": 0}),
+            ["hooks.poststop[1].timeout", "1 second"],
+        ),
+        (
+            json!({"path": "/a", "env": ["A=1", "SECRET"]}),
+            ["hooks.poststop[1].env[1]", "NAME=value"],
+        ),
+        (
+            json!({"path": "/a", "args": ["a", "b\u{0}"]}),
+            ["hooks.poststop[1].args[1]", "NUL"],
+        ),
+    ] {
+        let message = message_with("/hooks", hooks(hook));
+        assert_has(&message, &parts);
+        assert!(!message.contains("SECRET"), "{message}");
+    }
+}
+
+#[test]
+fn check_resources_of_an_update_as_those_of_a_bundle() {
+    let message = |resources: Value| {
+        let resources = serde_json::from_value(resources).unwrap();
+        check_resources(&resources).map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        message(json!({"cpu": {"cpus": "0-1", "quota": -1}})),
+        Ok(())
+    );
+    let refused = message(json!({"blockIO": {"weight": 500}})).unwrap_err();
+    assert_has(&refused, &["linux.resources.blockIO.weight"]);
+    let wrong = message(json!({"memory": {"limit": -5}})).unwrap_err();
+    assert_has(&wrong, &["linux.resources.memory.limit"]);
+}
+
+#[test]
 fn check_duplicates_are_named() {
     assert_has(
         &message_with("/linux/namespaces/1", json!({"type": "pid"})),

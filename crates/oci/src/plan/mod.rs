@@ -7,7 +7,7 @@ mod source;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
 
 use crate::bundle::{Bundle, BundleError};
 use crate::id::check_id;
@@ -39,7 +39,8 @@ pub struct Share {
 #[derive(Clone, Debug)]
 pub struct GuestPlan {
     /// The configuration for the guest: mount sources are guest paths, and what only
-    /// concerns the host (hooks, annotations, the cgroup path) is gone.
+    /// concerns the host (its hooks, the cgroup path, annotations that no hook in the guest
+    /// is to be told) is gone.
     pub spec: Spec,
     /// What the host shares, in the order of the mounts; the root file system is not among them.
     pub shares: Vec<Share>,
@@ -146,8 +147,11 @@ fn has_option(mount: &Mount, test: impl Fn(&str) -> bool) -> bool {
 /// Removes what means something on the host only. Everything here was either checked to
 /// ask for nothing the guest would have to do, or is the host's to do.
 fn strip_host_parts(spec: &mut Spec, rootfs_target: &str) {
-    spec.set_hooks(None);
-    spec.set_annotations(None);
+    let hooks = guest_hooks(spec);
+    if hooks.is_none() {
+        spec.set_annotations(None);
+    }
+    spec.set_hooks(hooks);
     if let Some(root) = spec.root_mut() {
         root.set_path(format!("{GUEST_SHARE}/{rootfs_target}").into());
     }
@@ -167,13 +171,33 @@ fn strip_host_parts(spec: &mut Spec, rootfs_target: &str) {
             namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
         }
         if let Some(resources) = linux.resources_mut() {
-            // What is left of these asks for nothing: the rest was refused.
-            resources.set_hugepage_limits(None);
-            resources.set_block_io(None);
-            resources.set_network(None);
-            resources.set_rdma(None);
+            strip_host_limits(resources);
         }
     }
+}
+
+/// The hooks that run in the container.
+fn guest_hooks(spec: &Spec) -> Option<Hooks> {
+    let list = spec.hooks().as_ref()?.start_container().clone();
+    let list = list.filter(|list| !list.is_empty())?;
+    let mut hooks = Hooks::default();
+    hooks.set_start_container(Some(list));
+    Some(hooks)
+}
+
+/// Limits the guest has nothing to do with. Also for limits that are changed while the
+/// container runs.
+pub fn strip_host_limits(resources: &mut LinuxResources) {
+    // The numbers are the host's, where the whole virtual machine is bound to them.
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None);
+        cpu.set_mems(None);
+    }
+    // What is left of these asks for nothing: the rest was refused.
+    resources.set_hugepage_limits(None);
+    resources.set_block_io(None);
+    resources.set_network(None);
+    resources.set_rdma(None);
 }
 
 /// Of several entries with one name the last counts, as in runc; the C library would take

@@ -25,10 +25,13 @@ fn bundle(mounts: &Value) -> (TempDir, Bundle) {
             "env": ["A=1", "B=2", "A=3"], "apparmorProfile": "unconfined",
         },
         "annotations": {"io.example": "1"},
-        "hooks": {"prestart": []},
+        "hooks": {"prestart": [{"path": "/bin/true"}]},
         "mounts": mounts,
         "linux": {
-            "cgroupsPath": "/x", "resources": {"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]},
+            "cgroupsPath": "/x",
+            "resources": {
+                "hugepageLimits": [{"pageSize": "2MB", "limit": 0}], "cpu": {"cpus": "0", "shares": 5},
+            },
             "namespaces": [
                 {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"},
                 {"type": "mount"}
@@ -121,6 +124,7 @@ fn guest_plan_host_parts_are_gone() {
     assert_eq!(json["process"].get("apparmorProfile"), None);
     assert_eq!(json["linux"].get("cgroupsPath"), None);
     assert_eq!(json["linux"]["resources"].get("hugepageLimits"), None);
+    assert_eq!(json["linux"]["resources"]["cpu"], json!({"shares": 5}));
     let types: Vec<_> = json["linux"]["namespaces"]
         .as_array()
         .unwrap()
@@ -128,6 +132,26 @@ fn guest_plan_host_parts_are_gone() {
         .map(|ns| ns["type"].as_str().unwrap())
         .collect();
     assert_eq!(types, ["pid", "ipc", "uts", "mount", "cgroup"]);
+}
+
+#[test]
+fn guest_plan_hooks_in_the_container_come_with_the_annotations_they_are_told() {
+    let (_dir, mut bundle) = bundle(&json!([]));
+    let hooks = json!({
+        "prestart": [{"path": "/bin/true"}], "startContainer": [{"path": "/hook", "timeout": 5}],
+    });
+    bundle
+        .spec
+        .set_hooks(serde_json::from_value(hooks).unwrap());
+
+    let plan = guest_plan("c", &bundle).unwrap();
+
+    let json: Value = serde_json::from_slice(&plan.spec_json().unwrap()).unwrap();
+    assert_eq!(
+        json["hooks"],
+        json!({"startContainer": [{"path": "/hook", "timeout": 5}]})
+    );
+    assert_eq!(json["annotations"], json!({"io.example": "1"}));
 }
 
 #[test]

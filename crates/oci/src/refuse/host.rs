@@ -1,7 +1,7 @@
-//! Refusals around the host: namespaces, hooks, mounts, devices, other platforms.
+//! Refusals around the host: namespaces, mounts, devices, other platforms.
 
 use oci_spec::runtime::{
-    Hook, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType as Ns, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType as Ns, Spec,
 };
 
 use super::{Because, Rule};
@@ -185,13 +185,6 @@ pub(super) const RULES: &[Rule] = &[
         find: |spec| linux_has(spec, "linux.intelRdt", |linux| linux.intel_rdt().is_some()),
     },
     Rule {
-        field: "hooks",
-        because: Because::NotBuilt,
-        reason: "hooks are not run in this version",
-        alternative: "do the hook's work before `create` or after `delete`",
-        find: hooks,
-    },
-    Rule {
         field: "vm",
         because: Because::NotBuilt,
         reason: "the hypervisor and the kernel are not taken from this section",
@@ -323,31 +316,6 @@ fn each_device(spec: &Spec, refused: impl Fn(&LinuxDevice) -> bool) -> Vec<Strin
                 "linux.devices[{index}] ({})",
                 crate::text::quoted_path(device.path())
             )
-        })
-        .collect()
-}
-
-fn hooks(spec: &Spec) -> Vec<String> {
-    let Some(hooks) = spec.hooks() else {
-        return Vec::new();
-    };
-    #[allow(deprecated, reason = "engines still write prestart hooks")]
-    let kinds: [(&str, &Option<Vec<Hook>>); 6] = [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    kinds
-        .into_iter()
-        .filter_map(|(kind, list)| {
-            let first = list.as_deref()?.first()?;
-            Some(format!(
-                "hooks.{kind}[0] ({})",
-                crate::text::quoted_path(first.path())
-            ))
         })
         .collect()
 }

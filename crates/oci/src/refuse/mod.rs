@@ -91,8 +91,17 @@ pub fn rules() -> impl Iterator<Item = &'static Rule> {
 
 /// Everything the configuration asks for that is refused, in the order of [`rules`].
 pub fn refusals(spec: &Spec) -> Vec<Refusal> {
+    apply(rules(), spec)
+}
+
+/// What of `linux.resources` is refused.
+pub fn refusals_of_resources(spec: &Spec) -> Vec<Refusal> {
+    apply(resources::RULES.iter(), spec)
+}
+
+fn apply<'a>(rules: impl Iterator<Item = &'a Rule>, spec: &Spec) -> Vec<Refusal> {
     let mut found = Vec::new();
-    for rule in rules() {
+    for rule in rules {
         found.extend((rule.find)(spec).into_iter().map(|field| Refusal {
             field,
             because: rule.because,

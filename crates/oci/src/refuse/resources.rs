@@ -87,6 +87,26 @@ pub(super) const RULES: &[Rule] = &[
         },
     },
     Rule {
+        field: "linux.resources.cpu.cpus, mems without linux.cgroupsPath",
+        because: Because::OwnKernel,
+        reason: "the numbers are of the host's CPUs and memory nodes, and only a control group of the host binds the virtual machine to them",
+        alternative: "set linux.cgroupsPath",
+        find: |spec| {
+            let linux = spec.linux().as_ref();
+            let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
+            if path.is_some_and(|path| !path.as_os_str().is_empty()) {
+                return Vec::new();
+            }
+            let Some(cpu) = resources(spec).and_then(|r| r.cpu().as_ref()) else {
+                return Vec::new();
+            };
+            let listed = |list: &Option<String>| list.as_ref().is_some_and(|list| !list.is_empty());
+            let mut found = found_if(listed(cpu.cpus()), "linux.resources.cpu.cpus");
+            found.extend(found_if(listed(cpu.mems()), "linux.resources.cpu.mems"));
+            found
+        },
+    },
+    Rule {
         field: "linux.resources.unified of the io, rdma, hugetlb and misc controllers",
         because: Because::NotBuilt,
         reason: "the controller would find nothing to control in the guest",

@@ -129,14 +129,9 @@ fn refusals_name_the_exact_field() {
         ),
         ("/linux/mountLabel", json!("system_u:x"), "linux.mountLabel"),
         (
-            "/hooks",
-            json!({"poststop": [{"path": "/bin/true"}]}),
-            "hooks.poststop[0] (\"/bin/true\")",
-        ),
-        (
-            "/hooks",
-            json!({"prestart": [{"path": "/bin/true"}]}),
-            "hooks.prestart[0] (\"/bin/true\")",
+            "/linux/resources",
+            json!({"cpu": {"cpus": "0"}}),
+            "linux.resources.cpu.cpus",
         ),
         ("/vm", json!({"kernel": {"path": "/k"}}), "vm"),
         (
@@ -234,7 +229,7 @@ fn refusals_what_engines_write_by_default_passes() {
     let limits =
         |value: Value| json!({ "namespaces": config()["linux"]["namespaces"], "resources": value });
     for (pointer, value) in [
-        ("/hooks", json!({"prestart": []})),
+        ("/hooks", json!({"prestart": [{"path": "/bin/true"}]})),
         ("/process/apparmorProfile", json!("unconfined")),
         ("/linux/mountLabel", json!("")),
         (

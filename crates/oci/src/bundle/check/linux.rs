@@ -144,7 +144,7 @@ fn sysctl(key: &str, value: &str) -> Checked {
     no_nul(field(), value)
 }
 
-fn limits(resources: &LinuxResources) -> Checked {
+pub(super) fn limits(resources: &LinuxResources) -> Checked {
     if let Some(memory) = resources.memory() {
         memory_limits(memory)?;
     }

@@ -1,13 +1,14 @@
 //! Checks a configuration that was parsed: every value a container is made from is
 //! there, has the right shape and is in range. Nothing here touches the host's files.
 
+mod hooks;
 mod linux;
 mod mounts;
 mod process;
 
 use std::path::{Component, Path};
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 
 use super::{BundleError, Problem};
 
@@ -32,7 +33,15 @@ pub(super) fn spec(spec: &Spec) -> Checked {
         );
     };
     linux::check(section)?;
+    if let Some(section) = spec.hooks() {
+        hooks::check(section)?;
+    }
     names(spec)
+}
+
+/// Checks limits that are to be changed while a container runs.
+pub(super) fn resources(resources: &LinuxResources) -> Checked {
+    linux::limits(resources)
 }
 
 /// Versions are `1.minor.patch`, perhaps with a suffix. Fields of later minor versions
