@@ -4,6 +4,7 @@
 //! It has the host's power and therefore never maps guest memory: what it hears from the guest are
 //! ttrpc messages of the agent and bytes of the console, both bounded.
 
+pub mod cgroup;
 pub mod channel;
 pub mod claim;
 pub mod client;
@@ -12,6 +13,7 @@ pub mod config;
 pub mod console;
 pub mod error;
 pub mod failure;
+pub mod hooks;
 pub mod id;
 pub mod network;
 pub mod paths;
