@@ -25,16 +25,17 @@ use super::{
 impl Container {
     /// Creates a container from its specification, up to, not including, the
     /// `execve` of its init process. `rootfs` is its root file system as the
-    /// agent sees it.
+    /// agent sees it, `bundle` the host's name for its bundle.
     ///
     /// Does not wait for the child: see [`Child`].
     pub fn create(
         id: &str,
         spec: Spec,
         rootfs: &Path,
+        bundle: &Path,
         io: Io,
     ) -> Result<(Container, Child), ContainerError> {
-        Self::create_below(Path::new(CGROUP_ROOT), id, &spec, rootfs, &io)
+        Self::create_below(Path::new(CGROUP_ROOT), id, &spec, rootfs, bundle, &io)
     }
 
     /// [`Self::create`] with the control group below any group of a cgroup v2
@@ -44,6 +45,7 @@ impl Container {
         id: &str,
         spec: &Spec,
         rootfs: &Path,
+        bundle: &Path,
         io: &Io,
     ) -> Result<(Container, Child), ContainerError> {
         check_id(id)?;
@@ -53,7 +55,8 @@ impl Container {
             .and_then(|l| l.seccomp().as_ref())
             .map(Filter::plan)
             .transpose()?;
-        let mut plan = plan(id, spec, linux, rootfs, io, filter.clone())?;
+        let hooks = Hooks::plan(id, spec, bundle)?;
+        let mut plan = plan(spec, linux, rootfs, hooks, io, filter.clone())?;
         let resources = linux.and_then(|linux| linux.resources().as_ref());
         let cgroup = Cgroup::create(cgroup_root, id, resources)?;
         match spawn_init(&mut plan, spec, io, &cgroup) {
@@ -91,10 +94,10 @@ fn check_id(id: &str) -> Result<(), ContainerError> {
 }
 
 fn plan(
-    id: &str,
     spec: &Spec,
     linux: Option<&Linux>,
     rootfs: &Path,
+    hooks: Hooks,
     io: &Io,
     filter: Option<Filter>,
 ) -> Result<init::Plan, ContainerError> {
@@ -141,7 +144,7 @@ fn plan(
             "linux.readonlyPaths",
             paths(linux.map(Linux::readonly_paths)).as_deref(),
         )?,
-        hooks: Hooks::plan(id, spec, rootfs)?,
+        hooks,
         process: process::Plan::new(process, filter, personality, io.is_terminal())?,
     })
 }

@@ -44,8 +44,8 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Checks the hooks of the specification.
-    pub fn plan(id: &str, spec: &Config, rootfs: &Path) -> Result<Self, ContainerError> {
+    /// Checks the hooks of the specification. `bundle` is the host's name for it.
+    pub fn plan(id: &str, spec: &Config, bundle: &Path) -> Result<Self, ContainerError> {
         let hooks = spec
             .hooks()
             .as_ref()
@@ -62,13 +62,12 @@ impl Hooks {
                 state: serde_json::Value::Null,
             });
         }
-        let bundle = rootfs.parent().unwrap_or(rootfs);
         let state = serde_json::json!({
             "ociVersion": spec.version(),
             "id": id,
             "status": "created",
             "bundle": bundle,
-            "annotations": spec.annotations(),
+            "annotations": spec.annotations().clone().unwrap_or_default(),
         });
         Ok(Self { hooks, state })
     }

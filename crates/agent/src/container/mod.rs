@@ -54,7 +54,7 @@ use std::{
 };
 
 use nix::{sys::signal::Signal, unistd::Pid};
-use oci_spec::runtime::LinuxPersonality;
+use oci_spec::runtime::{LinuxPersonality, LinuxResources};
 
 use cgroup::Cgroup;
 use failure::During;
@@ -107,6 +107,11 @@ impl Container {
         self.cgroup.thaw()?;
         self.frozen.store(false, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Changes limits: all of them, or none and an error. Device rules stay as they are.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), ContainerError> {
+        self.cgroup.update(resources)
     }
 
     /// The processes of the container, by PID.
@@ -180,4 +185,18 @@ pub struct Stats {
     pub io_read_bytes: u64,
     /// Written to block devices, bytes.
     pub io_write_bytes: u64,
+    /// Periods of the CPU quota that have passed.
+    pub cpu_periods: u64,
+    /// Those of them in which the container was held back.
+    pub cpu_throttled_periods: u64,
+    /// How often the memory limit was met.
+    pub memory_limit_hits: u64,
+    /// How often nothing could be freed.
+    pub oom_events: u64,
+    /// The kernel's account of the memory, by its names.
+    pub memory_stat: Vec<(String, u64)>,
+    /// Swapped out, bytes.
+    pub swap_current_bytes: u64,
+    /// `None` for no limit.
+    pub swap_limit_bytes: Option<u64>,
 }

@@ -40,7 +40,8 @@ pub async fn container(
         timeline.lap("agent: network");
     }
     let (io, streams) = Streams::open(request.stdio.as_ref().unwrap_or(&Stdio::new()))?;
-    let (container, child) = Container::create(id, spec, &rootfs, io)?;
+    let bundle = Path::new(&request.bundle);
+    let (container, child) = Container::create(id, spec, &rootfs, bundle, io)?;
     let child_pid = child.pid.as_raw();
     let exited = service.reaper.register(child_pid);
     timeline.lap("agent: clone");

@@ -1,8 +1,8 @@
-//! `Start`, `Wait`, `Signal`, `ResizeTerminal`, `DeleteExec`, `Pause`, `Resume`.
+//! `Start`, `Wait`, `Signal`, `ResizeTerminal`, `DeleteExec`, `UpdateContainer`, `Pause`, `Resume`.
 
 use bulkhead_agent_api::messages::{
     ContainerRequest, Empty, ExitResponse, ProcessRequest, ProcessResponse, ResizeRequest,
-    SignalRequest,
+    SignalRequest, UpdateContainerRequest,
 };
 use nix::sys::signal::Signal;
 
@@ -130,6 +130,17 @@ pub async fn delete_exec(service: &Service, request: ProcessRequest) -> Result<E
     service
         .registry
         .forget_process(&request.container_id, &request.exec_id);
+    Ok(Empty::new())
+}
+
+/// Changes limits of a container.
+pub fn update(service: &Service, request: &UpdateContainerRequest) -> Result<Empty, RpcError> {
+    let resources = serde_json::from_slice(&request.resources_json)
+        .map_err(|error| RpcError::json("resources_json", &error))?;
+    let update = |container: &Container| container.update(&resources);
+    service
+        .registry
+        .with_container(&request.container_id, update)??;
     Ok(Empty::new())
 }
 

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bulkhead_agent_api::messages::{
     ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, ExitResponse, InfoRequest,
     InfoResponse, NetworkRequest, ProcessRequest, ProcessResponse, ProcessesResponse,
-    ResizeRequest, SignalRequest, Span, StatsResponse,
+    ResizeRequest, SignalRequest, Span, StatsResponse, UpdateContainerRequest,
 };
 use bulkhead_agent_api::{Agent, create_agent};
 use ttrpc::r#async::transport::Listener;
@@ -116,6 +116,14 @@ impl Agent for Service {
 
     async fn delete_exec(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<Empty> {
         Ok(lifecycle::delete_exec(self, request).await?)
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> Answer<Empty> {
+        Ok(lifecycle::update(self, &request)?)
     }
 
     async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> Answer<Empty> {

@@ -62,6 +62,13 @@ pub fn stats(service: &Service, request: &ContainerRequest) -> Result<StatsRespo
     response.pids_limit = found.pids_limit.unwrap_or(0);
     response.io_read_bytes = found.io_read_bytes;
     response.io_write_bytes = found.io_write_bytes;
+    response.cpu_periods = found.cpu_periods;
+    response.cpu_throttled_periods = found.cpu_throttled_periods;
+    response.memory_limit_hits = found.memory_limit_hits;
+    response.oom_events = found.oom_events;
+    response.memory_stat = found.memory_stat.into_iter().collect();
+    response.swap_current_bytes = found.swap_current_bytes;
+    response.swap_limit_bytes = found.swap_limit_bytes.unwrap_or(0);
     Ok(response)
 }
 

@@ -89,6 +89,23 @@ impl Cgroup {
         filter.map_or(Ok(()), |filter| filter.attach(self.dir.as_fd()))
     }
 
+    /// Changes limits. Those that were changed before one that cannot be are put back.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), ContainerError> {
+        let mut before: Vec<(String, String)> = Vec::new();
+        for setting in limits::plan(resources)? {
+            let was = self.read(&setting.file).unwrap_or_default();
+            if let Err(error) = self.set(&setting) {
+                for (file, value) in before.iter().rev() {
+                    // The first error is the one to report.
+                    let _ = self.write(file, value);
+                }
+                return Err(error);
+            }
+            before.push((setting.file, was.trim_end().to_owned()));
+        }
+        Ok(())
+    }
+
     fn set(&self, setting: &Setting) -> Result<(), ContainerError> {
         let Setting { file, value, field } = setting;
         match self.write(file, value) {

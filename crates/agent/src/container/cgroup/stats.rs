@@ -29,6 +29,13 @@ impl Cgroup {
             pids_limit: number(&self.read_if_there("pids.max")?),
             io_read_bytes,
             io_write_bytes,
+            cpu_periods: value(&cpu, "nr_periods"),
+            cpu_throttled_periods: value(&cpu, "nr_throttled"),
+            memory_limit_hits: value(&memory, "max"),
+            oom_events: value(&memory, "oom"),
+            memory_stat: pairs(&self.read_if_there("memory.stat")?),
+            swap_current_bytes: number(&self.read_if_there("memory.swap.current")?).unwrap_or(0),
+            swap_limit_bytes: number(&self.read_if_there("memory.swap.max")?),
         })
     }
 
@@ -57,6 +64,14 @@ fn value(text: &str, key: &str) -> u64 {
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
         .unwrap_or(0)
+}
+
+/// All lines `key value`.
+fn pairs(text: &str) -> Vec<(String, u64)> {
+    let pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs
+        .filter_map(|(key, value)| Some((key.to_owned(), value.parse().ok()?)))
+        .collect()
 }
 
 /// `rbytes` and `wbytes`, summed over the devices.

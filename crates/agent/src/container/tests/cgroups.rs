@@ -239,7 +239,7 @@ fn statistics_have_memory_and_processes() {
         json!({"pids": {"limit": 9}}),
     );
 
-    let (memory, pids, limit) = isolated(|| {
+    let (memory, pids, limit, account) = isolated(|| {
         let sleeper = Sleeper::start(rootfs.path(), spec);
         let stats = sleeper.container.stats().unwrap();
         sleeper.kill();
@@ -247,11 +247,56 @@ fn statistics_have_memory_and_processes() {
             stats.memory_current_bytes,
             stats.pids_current,
             stats.pids_limit,
+            stats.memory_stat,
         )
     });
 
     assert!(memory > 0);
+    assert!(
+        account.iter().any(|(name, _)| name == "anon"),
+        "{account:?}"
+    );
     assert_eq!((pids, limit), (1, Some(9)));
+}
+
+#[test]
+#[ignore = "needs the controllers of cgroup v2"]
+fn limits_are_changed_all_or_none() {
+    let rootfs = rootfs();
+    let spec = with(
+        sleeping(),
+        "/linux/resources",
+        json!({"memory": {"limit": 32 << 20}, "pids": {"limit": 9}, "cpu": {"quota": 50_000}}),
+    );
+    let update = |sleeper: &Sleeper, resources: Value| {
+        let result = sleeper
+            .container
+            .update(&serde_json::from_value(resources).unwrap());
+        let stats = sleeper.container.stats().unwrap();
+        (
+            result.map_err(|error| error.to_string()),
+            stats.memory_limit_bytes,
+            stats.pids_limit,
+        )
+    };
+
+    let (changed, refused) = isolated(|| {
+        let sleeper = Sleeper::start(rootfs.path(), spec);
+        let changed = update(
+            &sleeper,
+            json!({"memory": {"limit": 48 << 20}, "pids": {"limit": 7}}),
+        );
+        let refused = update(
+            &sleeper,
+            json!({"memory": {"limit": 16 << 20}, "unified": {"pids.none": "5"}}),
+        );
+        sleeper.kill();
+        (changed, refused)
+    });
+
+    assert_eq!(changed, (Ok(()), Some(48 << 20), Some(7)));
+    assert!(refused.0.unwrap_err().contains("pids.none"));
+    assert_eq!((refused.1, refused.2), (Some(48 << 20), Some(7)));
 }
 
 #[test]

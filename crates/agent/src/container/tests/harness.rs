@@ -286,7 +286,15 @@ pub fn parse(spec: Value) -> Spec {
 }
 
 pub fn create(spec: Value, rootfs: &Path, io: Io) -> Result<(Container, Child), ContainerError> {
-    Container::create_below(cgroup_root(), &unique_id(), &parse(spec), rootfs, &io)
+    let bundle = Path::new("/bundle");
+    Container::create_below(
+        cgroup_root(),
+        &unique_id(),
+        &parse(spec),
+        rootfs,
+        bundle,
+        &io,
+    )
 }
 
 /// Reads the status pipe up to ready or to its end.

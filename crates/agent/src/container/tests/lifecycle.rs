@@ -1,5 +1,7 @@
 //! Signalling, freezing, watching and destroying containers.
 
+use std::path::Path;
+
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -148,9 +150,15 @@ fn destroying_removes_groups_that_the_container_made() {
 
     isolated(|| {
         let (io, _ends) = pipes();
-        let (container, child) =
-            Container::create_below(cgroup_root(), &id, &parse(sleeping()), rootfs.path(), &io)
-                .unwrap();
+        let (container, child) = Container::create_below(
+            cgroup_root(),
+            &id,
+            &parse(sleeping()),
+            rootfs.path(),
+            Path::new("/b"),
+            &io,
+        )
+        .unwrap();
         std::fs::create_dir_all(group.join("a/b")).unwrap();
         wait_ready(&child).unwrap();
         let pid = child.pid;
@@ -175,9 +183,16 @@ fn container_that_fails_to_be_created_leaves_no_group() {
             rows: 1,
         };
         let spec = parse(spec);
-        Container::create_below(cgroup_root(), &id, &spec, rootfs.path(), &io)
-            .unwrap_err()
-            .to_string()
+        Container::create_below(
+            cgroup_root(),
+            &id,
+            &spec,
+            rootfs.path(),
+            Path::new("/b"),
+            &io,
+        )
+        .unwrap_err()
+        .to_string()
     });
 
     assert!(error.contains("process.terminal"), "{error}");
@@ -199,6 +214,7 @@ fn name_that_is_in_use_or_no_name_is_refused() {
                     id,
                     &parse(sleeping()),
                     rootfs.path(),
+                    Path::new("/b"),
                     &io,
                 );
                 result

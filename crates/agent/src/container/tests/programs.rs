@@ -183,6 +183,7 @@ fn start_hook_runs_in_the_container_and_learns_its_state() {
         (state["pid"].as_i64(), state["status"].as_str()),
         (Some(1), Some("created"))
     );
+    assert_eq!(state["bundle"], "/bundle");
     assert_eq!(mark, "marked\n");
 }
 
