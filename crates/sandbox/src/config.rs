@@ -29,6 +29,9 @@ pub struct Config {
     pub memory_mib: u64,
     /// What a VM gets beyond its container's memory limit, MiB.
     pub overhead_mib: u64,
+    /// What the processes of a VM may take on the host beyond the VM's memory, MiB; `None` for what the
+    /// driver needs. Counts where the container has a memory limit and a control group.
+    pub host_overhead_mib: Option<u64>,
     /// How long a guest may take to call home, seconds.
     pub start_timeout_s: u64,
     /// `io.bulkhead.*` annotations containers may carry.
@@ -42,6 +45,7 @@ impl Default for Config {
             kernel: None,
             memory_mib: 256,
             overhead_mib: 64,
+            host_overhead_mib: None,
             start_timeout_s: 60,
             allowed_annotations: [KERNEL_ANNOTATION, HYPERVISOR_ANNOTATION, MEMORY_ANNOTATION]
                 .map(String::from)
@@ -57,6 +61,7 @@ struct File {
     kernel: Option<String>,
     memory_mib: Option<u64>,
     overhead_mib: Option<u64>,
+    host_overhead_mib: Option<u64>,
     start_timeout_s: Option<u64>,
     allowed_annotations: Option<BTreeSet<String>>,
 }
@@ -153,6 +158,9 @@ impl Config {
         replace(memory_mib, file.memory_mib);
         replace(overhead_mib, file.overhead_mib);
         replace(start_timeout_s, file.start_timeout_s);
+        if file.host_overhead_mib.is_some() {
+            self.host_overhead_mib = file.host_overhead_mib;
+        }
         if file.kernel.is_some() {
             *kernel = file.kernel;
         }
@@ -176,6 +184,9 @@ impl Config {
             1 << 16,
             "16 to 65536",
         )?;
+        if let Some(mib) = self.host_overhead_mib {
+            within("host_overhead_mib", mib, 16, 1 << 16, "16 to 65536")?;
+        }
         within(
             "start_timeout_s",
             self.start_timeout_s,

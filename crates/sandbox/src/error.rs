@@ -5,7 +5,9 @@ use std::error::Error;
 use bulkhead_network::NetworkError;
 use ttrpc::proto::{Code, Status};
 
+use crate::cgroup::CgroupError;
 use crate::failure::Failure;
+use crate::hooks::HookError;
 use crate::plan::PlanError;
 use crate::state::StateError;
 use crate::stdio::StdioError;
@@ -38,6 +40,43 @@ pub enum SandboxError {
         #[source]
         source: std::io::Error,
     },
+    /// A control group of the host.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A hook that failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// What a hook is to enter is gone.
+    #[error("Failed to open the namespaces and control groups for a hook")]
+    Namespaces(#[source] std::io::Error),
+    /// CPUs and memory nodes are the host's.
+    #[error(
+        "linux.resources.cpu.cpus and mems cannot be set: the container has no control group on the host; \
+         make it with linux.cgroupsPath"
+    )]
+    NoGroup,
+    /// The machine keeps the memory it was started with.
+    #[error(
+        "linux.resources.memory.limit: {asked_mib} MiB do not fit into the virtual machine, which has \
+         {machine_mib} MiB: give at most {most_mib} MiB, or make the container anew with the higher limit"
+    )]
+    TooMuchMemory {
+        /// The limit asked for.
+        asked_mib: u64,
+        /// Memory of the machine.
+        machine_mib: u64,
+        /// The highest possible limit.
+        most_mib: u64,
+    },
+    /// They do not become JSON.
+    #[error("Failed to describe the limits to the guest")]
+    Describe(#[source] serde_json::Error),
+    /// A client's description of limits cannot be understood.
+    #[error("The limits are not `linux.resources` of an OCI configuration")]
+    Limits(#[source] serde_json::Error),
+    /// Ended before it began.
+    #[error("The start of the container was called off")]
+    CalledOff,
     /// The machine ended while the verb was under way.
     #[error("{}: {}", .0.cause, .0.fix)]
     Ended(Failure),
@@ -111,9 +150,19 @@ impl SandboxError {
             Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
             Self::WrongState { .. } => Code::FAILED_PRECONDITION,
             Self::Unsupported { .. } => Code::UNIMPLEMENTED,
-            Self::Plan(_) | Self::Stdio(_) | Self::Network(_) => Code::INVALID_ARGUMENT,
+            Self::CalledOff => Code::CANCELLED,
+            Self::Plan(_)
+            | Self::Network(_)
+            | Self::Stdio(_)
+            | Self::NoGroup
+            | Self::TooMuchMemory { .. }
+            | Self::Limits(_) => Code::INVALID_ARGUMENT,
             Self::Silent(_) => Code::DEADLINE_EXCEEDED,
             Self::Vm(_)
+            | Self::Cgroup(_)
+            | Self::Hook(_)
+            | Self::Namespaces(_)
+            | Self::Describe(_)
             | Self::State(_)
             | Self::Layer { .. }
             | Self::Ended(_)

@@ -142,36 +142,62 @@ pub fn state_json(state: &State, status: Status, pid: Option<u32>) -> Vec<u8> {
 /// That of the first hook that cannot be started, fails or takes longer than it may.
 pub async fn run(kind: Kind, hooks: &[Hook], surroundings: &Surroundings) -> Result<(), HookError> {
     for (index, hook) in hooks.iter().enumerate() {
-        let mut running = Running::start(kind, index, hook, surroundings)?;
-        let watched = watched::watch(running.pidfd.clone());
-        let ended = watched.map_err(|source| running.lost(source))?;
-        let in_time = match running.limit {
-            Some(limit) => tokio::time::timeout(limit, ended.readable()).await.is_ok(),
-            None => {
-                let _ = ended.readable().await;
-                true
-            }
-        };
-        running.finish(in_time)?;
+        run_one(kind, index, hook, surroundings).await?;
     }
     Ok(())
 }
 
-/// As [`run`], without a runtime; blocks until the last hook has ended.
+/// Runs all `poststop` hooks; one that fails is told in the log, and the rest goes on.
 ///
-/// # Errors
-/// As [`run`].
-pub fn run_blocking(
+/// As for [`run`] a runtime is needed, and a thread that stays.
+pub async fn run_last(hooks: &[Hook], surroundings: &Surroundings) {
+    for (index, hook) in hooks.iter().enumerate() {
+        let run = run_one(Kind::Poststop, index, hook, surroundings);
+        warn_of(run.await);
+    }
+}
+
+/// As [`run_last`], without a runtime; blocks until the last hook has ended.
+pub fn run_last_blocking(hooks: &[Hook], surroundings: &Surroundings) {
+    for (index, hook) in hooks.iter().enumerate() {
+        warn_of(run_one_blocking(Kind::Poststop, index, hook, surroundings));
+    }
+}
+
+fn warn_of(result: Result<(), HookError>) {
+    if let Err(error) = result {
+        tracing::warn!("{}", crate::error::chain(&error));
+    }
+}
+
+async fn run_one(
     kind: Kind,
-    hooks: &[Hook],
+    index: usize,
+    hook: &Hook,
     surroundings: &Surroundings,
 ) -> Result<(), HookError> {
-    for (index, hook) in hooks.iter().enumerate() {
-        let mut running = Running::start(kind, index, hook, surroundings)?;
-        let in_time = running.wait_blocking();
-        running.finish(in_time)?;
-    }
-    Ok(())
+    let mut running = Running::start(kind, index, hook, surroundings)?;
+    let watched = watched::watch(running.pidfd.clone());
+    let ended = watched.map_err(|source| running.lost(source))?;
+    let in_time = match running.limit {
+        Some(limit) => tokio::time::timeout(limit, ended.readable()).await.is_ok(),
+        None => {
+            let _ = ended.readable().await;
+            true
+        }
+    };
+    running.finish(in_time)
+}
+
+fn run_one_blocking(
+    kind: Kind,
+    index: usize,
+    hook: &Hook,
+    surroundings: &Surroundings,
+) -> Result<(), HookError> {
+    let mut running = Running::start(kind, index, hook, surroundings)?;
+    let in_time = running.wait_blocking();
+    running.finish(in_time)
 }
 
 /// A hook that was started. Dropping it kills it with what it started.
@@ -444,9 +470,12 @@ mod tests {
             .enable_all()
             .build()
             .unwrap();
+        let kind = Kind::CreateRuntime;
+        let mut hooks_blocking = hooks.iter().enumerate();
         [
-            runtime.block_on(run(Kind::CreateRuntime, hooks, surroundings)),
-            run_blocking(Kind::CreateRuntime, hooks, surroundings),
+            runtime.block_on(run(kind, hooks, surroundings)),
+            hooks_blocking
+                .try_for_each(|(index, hook)| run_one_blocking(kind, index, hook, surroundings)),
         ]
     }
 

@@ -15,6 +15,7 @@ pub mod error;
 pub mod failure;
 pub mod hooks;
 pub mod id;
+pub mod limits;
 pub mod network;
 pub mod paths;
 pub mod plan;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bulkhead_hypervisor::{Choice, HypervisorError, Wanted};
+use bulkhead_hypervisor::{Choice, HypervisorError, Kind, Wanted};
 use bulkhead_kernels::{Kernel, KernelsError, Need, Store};
 use bulkhead_oci::{Bundle, BundleError, GuestPlan};
 
@@ -30,6 +30,8 @@ pub struct Plan {
     pub initramfs: PathBuf,
     /// Memory of the VM, bytes.
     pub memory_bytes: u64,
+    /// Memory of the VM and of its processes on the host, bytes.
+    pub host_memory_bytes: u64,
     /// vCPUs of the VM.
     pub vcpus: u32,
     /// The network namespace whose interfaces the machine is to have.
@@ -140,6 +142,7 @@ impl Plan {
         let memory_bytes = memory(&bundle, &annotations, &config)?;
         let vcpus = vcpus(&bundle);
         check_memory(memory_bytes)?;
+        let host_memory_bytes = memory_bytes.saturating_add(host_overhead(&choice, &config));
         Ok(Self {
             bundle,
             guest,
@@ -147,6 +150,7 @@ impl Plan {
             kernel,
             initramfs,
             memory_bytes,
+            host_memory_bytes,
             vcpus,
             netns,
             late_network,
@@ -219,11 +223,30 @@ fn memory(
     let Some(limit) = limit else {
         return Ok(config.memory_mib * MIB);
     };
+    Ok(machine_for(limit, config))
+}
+
+/// Memory a machine needs for a container that may use `limit` bytes.
+#[must_use]
+pub fn machine_for(limit: u64, config: &Config) -> u64 {
     // The kernel describes each 4 KiB page in 64 bytes.
     let wanted = limit
         .saturating_add(limit / 64)
         .saturating_add(config.overhead_mib * MIB);
-    Ok(wanted.div_ceil(MIB).saturating_mul(MIB))
+    wanted.div_ceil(MIB).saturating_mul(MIB)
+}
+
+/// Memory the machine's processes take on the host beyond that of the machine itself.
+fn host_overhead(choice: &Choice, config: &Config) -> u64 {
+    let usual = match choice.driver.kind() {
+        Kind::Uml => 64,
+        // Its own heap, and what it translates the guest's code to.
+        Kind::Qemu => 512,
+    };
+    config
+        .host_overhead_mib
+        .unwrap_or(usual)
+        .saturating_mul(MIB)
 }
 
 fn vcpus(bundle: &Bundle) -> u32 {

@@ -3,6 +3,8 @@
 mod attached;
 mod create;
 mod end;
+mod host;
+mod limits;
 mod start;
 mod verbs;
 
@@ -13,13 +15,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_agent_api::messages;
+use oci_spec::runtime::LinuxResources;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use ttrpc::context::Context;
 
+use crate::cgroup::Group;
 use crate::channel::PortState;
 use crate::clock::{epoch_ns, rfc3339_now};
 use crate::error::SandboxError;
 use crate::failure::{Failure, Record};
+use crate::hooks::Kind;
 use crate::paths::Paths;
 use crate::plan::{Plan, PlanError};
 use crate::process::{Process, exit_of};
@@ -74,6 +79,16 @@ pub struct Sandbox {
     held: AtomicBool,
     // Handed over and not yet asked for, by process.
     attachments: Mutex<BTreeMap<String, Attachment>>,
+    // The control group on the host, if there is one.
+    group: Mutex<Option<Group>>,
+    // Limits of the container, once they were changed.
+    limits: Mutex<Option<LinuxResources>>,
+    // Held while the container is put away: this process must not end before.
+    removal: AsyncMutex<()>,
+    // The machine has ended and the host is left; what remains are files.
+    over: AtomicBool,
+    // The start is not wanted any more.
+    called_off: watch::Sender<bool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,6 +113,11 @@ impl Sandbox {
             torn_down: watch::channel(false).0,
             held,
             attachments: Mutex::new(BTreeMap::new()),
+            group: Mutex::new(None),
+            limits: Mutex::new(None),
+            removal: AsyncMutex::new(()),
+            over: AtomicBool::new(false),
+            called_off: watch::channel(false).0,
         }
     }
 
@@ -115,6 +135,12 @@ impl Sandbox {
             sandbox.machine_ended(failure);
         });
         Ok(())
+    }
+
+    /// Waits until the start is not wanted any more.
+    pub async fn called_off(&self) {
+        // We hold the sender, so this cannot fail.
+        let _ = self.called_off.subscribe().wait_for(|off| *off).await;
     }
 
     /// Publishes that there will be no machine.
@@ -154,6 +180,8 @@ impl Sandbox {
             exit: None,
             failure: None,
             auto_remove: self.request.auto_remove,
+            cgroup: None,
+            poststop: Kind::Poststop.of(spec).to_vec(),
             timeline: Timeline::default(),
         };
         state.save(&self.paths)?;

@@ -112,13 +112,20 @@ async fn run(
     if let Some(attach) = attach {
         accept_attachments(&sandbox, attach)?;
     }
-    if let Err(error) = boot(&sandbox) {
+    let booted = tokio::select! {
+        biased;
+        booted = boot(&sandbox) => booted,
+        // What it was about to do is dropped, a hook that runs is killed.
+        () = sandbox.called_off() => Err(SandboxError::CalledOff),
+    };
+    if let Err(error) = booted {
         sandbox.boot_failed(error);
     }
     sandbox.done.notified().await;
     server.stop_listen().await;
     // A client that does not close its connection does not keep us.
     let _ = tokio::time::timeout(LAST_ANSWER, connections.none()).await;
+    sandbox.settled().await;
     Ok(())
 }
 
@@ -148,12 +155,13 @@ async fn start_server(
 }
 
 /// Plans and spawns; from here on the guest boots by itself.
-fn boot(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+async fn boot(sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
     let began = now_ns();
     let plan = Plan::make(&sandbox.request)?;
     sandbox.begin(&plan)?;
     let layer = layer(sandbox)?;
     sandbox.span(Actor::Host, "plan", began);
+    sandbox.prepare_host(&plan).await?;
     let network = plug(sandbox, &plan)?;
     let vm = {
         let mut timeline = sandbox.timeline();
@@ -202,7 +210,7 @@ fn watch_lifeline(sandbox: &Arc<Sandbox>, lifeline: OwnedFd) -> Result<(), Serve
         let _ = lifeline.readable().await;
         // A byte is a farewell; without one the other end was closed by the command's death.
         if matches!(rustix::io::read(lifeline.get_ref(), &mut [0; 1]), Ok(1)) {
-            sandbox.detached();
+            sandbox.detached().await;
         } else {
             sandbox.abandoned().await;
         }

@@ -6,8 +6,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Record;
 use crate::failure::Failure;
 use crate::paths::Paths;
 use crate::timeline::Timeline;
@@ -150,6 +152,12 @@ pub struct State {
     pub failure: Option<Failure>,
     /// Remove everything once the container has ended.
     pub auto_remove: bool,
+    /// Control groups of the host, noted before they are made.
+    #[serde(default)]
+    pub cgroup: Option<Record>,
+    /// Hooks still to be run when the container is removed.
+    #[serde(default)]
+    pub poststop: Vec<Hook>,
     /// Steps of the start.
     #[serde(default)]
     pub timeline: Timeline,

@@ -11,15 +11,20 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::claim;
 use crate::failure::{Failure, Record};
+use crate::hooks::{self, Surroundings};
 use crate::id::Id;
 use crate::paths::Paths;
 use crate::state::{Exit, ProcessRef, State, StateError, Status};
 use crate::vm::pidfd;
 
-/// Removes every file of a sandbox. Its processes must have ended.
+/// Removes every file of a sandbox, after what the host still holds for it: its control group, and the
+/// hooks that are to be run with its removal. Its processes must have ended.
 ///
-/// What cannot be removed is logged and left to the next verb.
+/// Blocks while hooks run. What cannot be removed is logged and left to the next verb.
 pub fn remove(paths: &Paths) {
+    if let Ok(state) = State::load(paths) {
+        leave_host(paths, state);
+    }
     for dir in [paths.layer(), paths.dir()] {
         if let Err(error) = fs::remove_dir_all(&dir)
             && error.kind() != io::ErrorKind::NotFound
@@ -27,6 +32,29 @@ pub fn remove(paths: &Paths) {
             tracing::warn!("Failed to remove {}: {error}", dir.display());
         }
     }
+}
+
+/// Removes the control group and runs the hooks of the end, unless that was done.
+fn leave_host(paths: &Paths, mut state: State) {
+    if let Some(group) = state.cgroup.take() {
+        group.remove();
+    }
+    // The hooks are run by whoever has the directory: somebody else who removes it at this moment, or
+    // us. If they were run by the sandbox process, which holds it, there are none left.
+    let owner = claim::take_over(paths);
+    if state.poststop.is_empty() || !matches!(owner, Ok(Some(_))) {
+        return;
+    }
+    let hooks = std::mem::take(&mut state.poststop);
+    if let Err(error) = state.save(paths) {
+        tracing::warn!("{}", crate::error::chain(&error));
+    }
+    let surroundings = Surroundings {
+        state: hooks::state_json(&state, Status::Stopped, None),
+        dir: state.bundle,
+        ..Surroundings::default()
+    };
+    hooks::run_last_blocking(&hooks, &surroundings);
 }
 
 /// What a look at one sandbox found.
@@ -68,8 +96,9 @@ pub fn inspect(paths: &Paths) -> Result<Found, StateError> {
 
 /// Sets the journal of a sandbox right whose process is gone.
 fn bury(paths: &Paths, mut state: State) -> Found {
-    for helper in &state.helpers {
-        end(helper);
+    // A stand-in ends by itself now, and a control group is gone only after it.
+    for process in state.helpers.iter().chain(&state.standin) {
+        end(process);
     }
     if let Some(netns) = &state.netns {
         bulkhead_network::clean(netns);
@@ -108,10 +137,13 @@ fn bury(paths: &Paths, mut state: State) -> Found {
             remove(paths);
             return Found::Removed;
         }
-    } else if state.helpers.is_empty() {
+    } else if state.helpers.is_empty() && state.cgroup.is_none() {
         return Found::State(Box::new(state));
     }
     state.helpers.clear();
+    if let Some(group) = state.cgroup.take() {
+        group.remove();
+    }
     if let Err(error) = state.save(paths) {
         tracing::warn!("{}", crate::error::chain(&error));
     }

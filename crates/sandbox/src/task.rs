@@ -18,6 +18,7 @@ use ttrpc::Result as RpcResult;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::error::SandboxError;
+use crate::limits;
 use crate::sandbox::Sandbox;
 use crate::state::Status;
 use crate::stdio::Stdio;
@@ -197,11 +198,11 @@ impl Task for TaskService {
         rpc(self.0.look_up(&req.id, &req.exec_id)).map(|_| Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> RpcResult<Empty> {
-        unsupported(
-            "update",
-            "limits are fixed at the start in this version; make a new container",
-        )
+    async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> RpcResult<Empty> {
+        // A JSON document whatever its type's name is: `types.containerd.io/opencontainers/…`.
+        let resources = serde_json::from_slice(&req.resources.value).map_err(SandboxError::Limits);
+        let resources = rpc(resources)?;
+        rpc(self.0.update_limits(&req.id, &resources).await).map(|()| Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, req: WaitRequest) -> RpcResult<WaitResponse> {
@@ -213,11 +214,12 @@ impl Task for TaskService {
         })
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> RpcResult<StatsResponse> {
-        unsupported(
-            "stats",
-            "containerd's metrics are not served in this version",
-        )
+    async fn stats(&self, _: &TtrpcContext, req: StatsRequest) -> RpcResult<StatsResponse> {
+        let stats = rpc(self.0.stats(&req.id).await)?;
+        Ok(StatsResponse {
+            stats: MessageField::some(limits::metrics(&stats)),
+            ..Default::default()
+        })
     }
 
     async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> RpcResult<ConnectResponse> {

@@ -129,7 +129,14 @@ impl Group {
     /// # Errors
     /// When there is no such process, or the kernel refuses.
     pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
-        self.move_to(pid, |member| &member.dir)
+        for member in &self.members {
+            move_to(&member.dir, pid).map_err(|source| CgroupError::Join {
+                pid,
+                path: member.dir.clone(),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     /// Moves this process into the group; what it starts from then on is born there.
@@ -143,12 +150,15 @@ impl Group {
 
     /// Moves this process back to where it came from, and with it `others`, as far as they still run.
     pub fn leave(&self, others: &[u32]) {
-        for pid in others {
-            // It may have ended, which is as good.
-            let _ = self.move_to(*pid, |member| &member.hierarchy.own);
-        }
-        if let Err(error) = self.move_to(0, |member| &member.hierarchy.own) {
-            tracing::warn!("{}", crate::error::chain(&error));
+        for member in &self.members {
+            for pid in others {
+                // It may have ended, which is as good.
+                let _ = member.send_home(*pid);
+            }
+            if let Err(error) = member.send_home(0) {
+                let dir = member.dir.display();
+                tracing::warn!("Failed to leave the control group {dir}: {error}");
+            }
         }
     }
 
@@ -169,27 +179,14 @@ impl Group {
         };
         self.members.iter().map(open).collect()
     }
-
-    fn move_to<'a>(
-        &'a self,
-        pid: u32,
-        dir: impl Fn(&'a Member) -> &'a PathBuf,
-    ) -> Result<(), CgroupError> {
-        for member in &self.members {
-            let path = dir(member);
-            write(&path.join("cgroup.procs"), &pid.to_string()).map_err(|source| {
-                CgroupError::Join {
-                    pid,
-                    path: path.clone(),
-                    source,
-                }
-            })?;
-        }
-        Ok(())
-    }
 }
 
 impl Member {
+    /// Moves a process to where this one came from, or to the hierarchy's root if that is gone.
+    fn send_home(&self, pid: u32) -> io::Result<()> {
+        move_to(&self.hierarchy.own, pid).or_else(|_| move_to(&self.hierarchy.mount, pid))
+    }
+
     fn make(&self) -> io::Result<()> {
         let mount = &self.hierarchy.mount;
         match self.hierarchy.version {
@@ -203,6 +200,10 @@ impl Member {
             }),
         }
     }
+}
+
+fn move_to(group: &Path, pid: u32) -> io::Result<()> {
+    write(&group.join("cgroup.procs"), &pid.to_string())
 }
 
 /// A group of version 1 begins without CPUs and memory nodes, and takes no process then.

@@ -33,6 +33,7 @@ impl Sandbox {
             container_id: self.request.id.to_string(),
             spec_json: plan.guest.spec_json().map_err(PlanError::from)?,
             rootfs: plan.guest.rootfs_target.clone(),
+            bundle: plan.bundle.dir.display().to_string(),
             stdio: Some(ports).into(),
             interfaces: vm.network_changes().iter().map(network::message).collect(),
             ..Default::default()
@@ -119,7 +120,7 @@ impl Sandbox {
             vm.kill().await;
         }
         self.keep_record(&failure);
-        sweep::remove(&self.paths);
+        self.put_away().await;
         self.done.notify_one();
     }
 }

@@ -19,12 +19,19 @@ impl Sandbox {
         self.torn_down.send_replace(true);
         vm.kill().await;
         self.update_or_log(|state| state.helpers.clear());
-        if !self.is_held() {
-            if self.request.auto_remove {
-                sweep::remove(&self.paths);
-            }
-            self.done.notify_one();
+        self.leave_group();
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Without a command that would do it, the end of the machine is that of this process.
+    pub(super) async fn finish_unless_held(&self) {
+        if self.is_held() {
+            return;
         }
+        if self.request.auto_remove {
+            self.put_away().await;
+        }
+        self.done.notify_one();
     }
 
     /// The machine is gone. Before the container's end that is a failure, after it the usual way.
@@ -42,11 +49,6 @@ impl Sandbox {
         let started = self
             .state()
             .is_some_and(|state| state.status != Status::Creating);
-        if let Boot::Up(vm, _) = &*self.boot.borrow() {
-            // Only one of the two processes has ended.
-            let vm = vm.clone();
-            tokio::spawn(async move { vm.kill().await });
-        }
         self.update_or_log(|state| {
             state.status = Status::Stopped;
             if state.exit.is_none() {
@@ -61,23 +63,33 @@ impl Sandbox {
             process.ended(exit.clone());
             process.release();
         }
-        if started && !self.is_held() {
-            if self.request.auto_remove {
-                sweep::remove(&self.paths);
+        let sandbox = self.clone();
+        tokio::spawn(async move {
+            if let Some(vm) = sandbox.machine_if_up() {
+                // Only one of the two processes has ended.
+                vm.kill().await;
             }
-            self.done.notify_one();
-        }
+            if started {
+                sandbox.leave_group();
+                sandbox.over.store(true, Ordering::Relaxed);
+                sandbox.finish_unless_held().await;
+            }
+        });
     }
 
     /// The command that was attached leaves the container to itself.
-    pub fn detached(&self) {
+    pub async fn detached(&self) {
         self.held.store(false, Ordering::Relaxed);
         // It ended in the meantime, and its end was left to the command to clean up after.
-        if *self.torn_down.borrow() {
-            if self.request.auto_remove {
-                sweep::remove(&self.paths);
-            }
-            self.done.notify_one();
+        if self.over.load(Ordering::Relaxed) {
+            self.finish_unless_held().await;
+        }
+    }
+
+    fn machine_if_up(&self) -> Option<Arc<Vm>> {
+        match &*self.boot.borrow() {
+            Boot::Up(vm, _) => Some(vm.clone()),
+            Boot::Pending | Boot::Failed(_) => None,
         }
     }
 
@@ -119,14 +131,24 @@ impl Sandbox {
             }
             return Ok((process.pid(), exit));
         }
-        self.shutdown().await;
-        sweep::remove(&self.paths);
+        self.end_machine().await;
+        self.put_away().await;
+        self.done.notify_one();
         Ok((std::process::id(), exit))
     }
 
     /// Ends the machine whatever state the container is in, and then this process. The journal
     /// stays unless the container is to be removed with its end.
     pub async fn shutdown(&self) {
+        self.end_machine().await;
+        if self.request.auto_remove {
+            self.put_away().await;
+        }
+        self.done.notify_one();
+    }
+
+    async fn end_machine(&self) {
+        self.called_off.send_replace(true);
         // Before the machine goes: what still runs was killed, however it takes it.
         let killed = Exit {
             code: KILLED,
@@ -146,19 +168,13 @@ impl Sandbox {
         if let Ok((vm, _)) = self.machine().await {
             self.tear_down(&vm).await;
         }
-        if self.request.auto_remove {
-            sweep::remove(&self.paths);
-        }
-        self.done.notify_one();
     }
 
     /// The attached command is gone. If it died, nothing of the container may outlive it; a container
     /// that had ended in its own time stays in the list unless it was to be removed.
     pub async fn abandoned(&self) {
-        let machine = match &*self.boot.borrow() {
-            Boot::Up(vm, _) => Some(vm.clone()),
-            Boot::Pending | Boot::Failed(_) => None,
-        };
+        self.called_off.send_replace(true);
+        let machine = self.machine_if_up();
         self.torn_down.send_replace(true);
         if let Some(vm) = machine {
             vm.kill().await;
@@ -168,8 +184,9 @@ impl Sandbox {
             .is_some_and(|state| state.status == Status::Stopped);
         if ended && !self.request.auto_remove {
             self.update_or_log(|state| state.helpers.clear());
+            self.leave_group();
         } else {
-            sweep::remove(&self.paths);
+            self.put_away().await;
         }
         self.done.notify_one();
     }

@@ -10,8 +10,8 @@ impl Sandbox {
     /// Among others the agent's, when the program cannot be executed.
     pub async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, SandboxError> {
         let process = self.process(id, exec_id)?;
-        let _one_at_a_time = self.verb.lock().await;
-        let (vm, _) = self.machine().await?;
+        let one_at_a_time = self.verb.lock().await;
+        let (vm, plan) = self.machine().await?;
         if !exec_id.is_empty() {
             self.create_exec(&vm, &process).await?;
         } else if process.status() != Status::Created {
@@ -43,6 +43,16 @@ impl Sandbox {
             self.update(|state| state.status = Status::Running)?;
         }
         self.follow(vm, process.clone());
+        // A hook may call for a verb of its own.
+        drop(one_at_a_time);
+        if exec_id.is_empty()
+            && let Err(error) = self.hooks_of_start(&plan).await
+        {
+            const SIGKILL: u32 = 9;
+            // Unless it has ended already.
+            let _ = self.kill(id, "", SIGKILL, false).await;
+            return Err(error);
+        }
         Ok(if exec_id.is_empty() {
             self.engine_pid()
         } else {
@@ -167,5 +177,6 @@ impl Sandbox {
         }
         process.release();
         self.tear_down(vm).await;
+        self.finish_unless_held().await;
     }
 }
