@@ -71,13 +71,16 @@ pub fn initramfs() -> Result<PathBuf> {
 pub fn host() -> Result<PathBuf> {
     println!("bulkhead: building");
     let triple = host_triple()?;
-    run(
-        cargo_static(&triple, "-Ctarget-feature=+crt-static")?.args([
-            "--package=bulkhead",
-            "--release",
-            "--target-dir=target/dist",
-        ]),
-    )?;
+    let mut cargo = cargo_static(&triple, "-Ctarget-feature=+crt-static")?;
+    cargo.args([
+        "--package=bulkhead",
+        "--release",
+        "--target-dir=target/dist",
+    ]);
+    if let Some(commit) = commit() {
+        cargo.env("BULKHEAD_COMMIT", commit);
+    }
+    run(&mut cargo)?;
     let built = paths::root()
         .join("target/dist")
         .join(triple)
@@ -113,6 +116,14 @@ fn cargo_static(triple: &str, rustflags: &str) -> Result<std::process::Command> 
         .env("LIBSECCOMP_LIB_PATH", directory)
         .env("LIBCAPNG_LIB_PATH", directory);
     Ok(cargo)
+}
+
+/// What `bulkhead --version` tells; a tree that is not from git has none.
+fn commit() -> Option<String> {
+    let mut git = command("git");
+    git.args(["rev-parse", "--verify", "--quiet", "HEAD"]);
+    let text = git.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8(text.stdout).ok()?.trim().to_owned())
 }
 
 /// The target triple of this machine, e.g. `x86_64-unknown-linux-gnu`.

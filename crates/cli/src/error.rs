@@ -50,6 +50,9 @@ pub enum CommandError {
         /// Whether a program could not be executed, and why.
         kind: StartFailure,
     },
+    /// A verb that is not there.
+    #[error(transparent)]
+    Refused(bulkhead_oci::Refusal),
     /// The sandbox process went away.
     #[error("Lost the sandbox process of container {id}: {reason}")]
     Lost {

@@ -14,6 +14,7 @@ mod options;
 mod session;
 mod standin;
 mod terminal;
+mod version;
 
 use std::process::ExitCode;
 

@@ -7,17 +7,19 @@ use bulkhead_sandbox::error::chain;
 use bulkhead_sandbox::paths::DEFAULT_ROOT;
 use bulkhead_sandbox::timeline::printable;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
 use crate::error::CommandError;
 use crate::log::{self, Format};
+use crate::version;
 
 /// Containers, each in its own virtual machine with its own Linux kernel.
 #[derive(Debug, Parser)]
 #[command(
     name = "bulkhead",
-    version,
+    version = version::text(),
+    disable_version_flag = true,
     arg_required_else_help = true,
     propagate_version = false
 )]
@@ -34,8 +36,35 @@ pub struct Cli {
     /// Log more.
     #[arg(long, global = true)]
     pub debug: bool,
+    /// Refused: this version makes its control groups itself.
+    #[arg(long, global = true)]
+    systemd_cgroup: bool,
+    /// As in runc, but for true, which is refused: Bulkhead needs root.
+    #[arg(
+        long,
+        global = true,
+        value_name = "true|false|auto",
+        default_value = "auto",
+        ignore_case = true
+    )]
+    rootless: Rootless,
+    /// As in runc; nothing is done with it, there are no checkpoints.
+    #[arg(long, global = true, value_name = "PATH", hide = true)]
+    criu: Option<PathBuf>,
+    /// Print the version.
+    #[arg(short = 'v', long, action = ArgAction::Version)]
+    version: Option<bool>,
     #[command(subcommand)]
     command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rootless {
+    #[value(alias = "1", alias = "t")]
+    True,
+    #[value(alias = "0", alias = "f")]
+    False,
+    Auto,
 }
 
 #[derive(Debug, Subcommand)]
@@ -61,6 +90,18 @@ enum Command {
     Pause(commands::pause::Args),
     /// Thaw a paused container.
     Resume(commands::pause::Args),
+    /// Change limits of a running container.
+    Update(commands::update::Args),
+    /// Show what a container uses, again and again.
+    Events(commands::events::Args),
+    /// Show what configurations may ask for, as JSON.
+    Features(commands::features::Args),
+    /// Refused: there are no checkpoints of virtual machines in this version.
+    #[command(hide = true)]
+    Checkpoint(commands::refused::Args),
+    /// Refused: there are no checkpoints of virtual machines in this version.
+    #[command(hide = true)]
+    Restore(commands::refused::Args),
     /// Remove a stopped container.
     #[command(visible_alias = "rm")]
     Delete(commands::delete::Args),
@@ -77,6 +118,24 @@ enum Command {
     Kernel(commands::kernel::Args),
     /// Print a completion script for a shell.
     Completion(commands::completion::Args),
+}
+
+impl Cli {
+    /// Why these global options cannot be followed.
+    fn refused(&self) -> Option<&'static str> {
+        let makes_one = matches!(&self.command, Command::Run(_) | Command::Create(_));
+        if self.systemd_cgroup && makes_one {
+            return Some(
+                "--systemd-cgroup is refused: systemd is not asked for control groups in this version; use \
+                 the cgroupfs manager (podman --cgroup-manager cgroupfs; docker: \
+                 native.cgroupdriver=cgroupfs; containerd: SystemdCgroup = false)",
+            );
+        }
+        (self.rootless == Rootless::True).then_some(
+            "--rootless true is refused: namespaces, mounts and other users are set up for the jails, which \
+             needs root; use auto or false",
+        )
+    }
 }
 
 /// What every verb may need.
@@ -118,6 +177,7 @@ pub fn run(began_ns: u64) -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
+    let refused = cli.refused();
     let globals = Globals {
         root: absolute(cli.root),
         began_ns,
@@ -128,7 +188,11 @@ pub fn run(began_ns: u64) -> ExitCode {
         Command::Exec(_) => 255,
         _ => 1,
     };
-    match dispatch(cli.command, &globals) {
+    let done = match refused {
+        Some(reason) => Err(CommandError::Usage(reason.to_owned())),
+        None => dispatch(cli.command, &globals),
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             let message = chain(&error);
@@ -185,6 +249,11 @@ fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode, CommandErro
         Command::Pause(args) => commands::pause::run(&args, globals, false),
         Command::Resume(args) => commands::pause::run(&args, globals, true),
         Command::Delete(args) => commands::delete::run(&args, globals),
+        Command::Update(args) => commands::update::run(&args, globals),
+        Command::Events(args) => commands::events::run(&args, globals),
+        Command::Features(args) => Ok(commands::features::run(&args)),
+        Command::Checkpoint(_) => commands::refused::run("checkpoint"),
+        Command::Restore(_) => commands::refused::run("restore"),
         Command::Logs(args) => commands::logs::run(&args, globals),
         Command::Why(args) => commands::why::run(&args, globals),
         Command::Doctor(args) => commands::doctor::run(&args, globals),

@@ -123,7 +123,7 @@ pub enum SandboxError {
         exec_id: String,
     },
     /// The verb does not fit the state.
-    #[error("Cannot {verb} container {id}: it is {state}")]
+    #[error("Cannot {verb} container {id}: it is {state}{}", hint(.state))]
     WrongState {
         /// The verb.
         verb: &'static str,
@@ -174,6 +174,14 @@ impl SandboxError {
     #[must_use]
     pub fn to_rpc(&self) -> ttrpc::Error {
         ttrpc::Error::RpcStatus(ttrpc::get_status(self.code(), chain(self)))
+    }
+}
+
+/// Engines look for these words.
+fn hint(state: &str) -> &'static str {
+    match state {
+        "stopped" => ": container not running",
+        _ => "",
     }
 }
 

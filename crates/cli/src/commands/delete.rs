@@ -59,7 +59,10 @@ fn delete(paths: &Paths, force: bool) -> Result<(), CommandError> {
         Found::Starting => return Err(wrong_state("creating")),
         Found::Damaged(error) if !force => return Err(error.into()),
         Found::Damaged(_) => {}
-        Found::State(state) if state.status != Status::Stopped && !force => {
+        // As runc: a container that was never started has nothing to lose.
+        Found::State(state)
+            if !matches!(state.status, Status::Stopped | Status::Created) && !force =>
+        {
             return Err(wrong_state(state.status.as_str()));
         }
         Found::State(state) => end(paths, &state)?,

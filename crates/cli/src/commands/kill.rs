@@ -31,7 +31,8 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
             verb: "kill",
             id: args.id.clone(),
             state: "stopped",
-            hint: "",
+            // Engines look for these words.
+            hint: ": container not running",
         });
     }
     common::block_on(async {
@@ -54,11 +55,11 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
 fn parse_signal(text: &str) -> Result<u32, CommandError> {
     let unknown = || {
         CommandError::Usage(format!(
-            "Unknown signal {text:?}: give a name such as SIGTERM, or a number from 1 to 64"
+            "Unknown signal {text:?}: give a name such as SIGTERM, or a number up to 64"
         ))
     };
     if let Ok(number) = text.parse::<u32>() {
-        return if (1..=64).contains(&number) {
+        return if (0..=64).contains(&number) {
             Ok(number)
         } else {
             Err(unknown())
@@ -95,11 +96,13 @@ mod tests {
             assert_eq!(parse_signal(text).unwrap(), 9, "{text}");
         }
         assert_eq!(parse_signal("RTMIN+1").unwrap(), 35);
+        // Asks only whether there is somebody to signal.
+        assert_eq!(parse_signal("0").unwrap(), 0);
     }
 
     #[test]
     fn parse_signal_nonsense_refused() {
-        for text in ["0", "65", "-1", "SIGNONE", "", "RTMIN+99"] {
+        for text in ["65", "-1", "SIGNONE", "", "RTMIN+99"] {
             assert!(parse_signal(text).is_err(), "{text}");
         }
     }

@@ -26,6 +26,10 @@ const DEFAULT: &[Capability] = &[
 ];
 
 /// Every capability there is.
+pub fn all_capabilities() -> impl Iterator<Item = Capability> {
+    ALL.iter().copied()
+}
+
 const ALL: &[Capability] = &[
     Capability::AuditControl,
     Capability::AuditRead,

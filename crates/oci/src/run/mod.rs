@@ -13,7 +13,7 @@ mod volume;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use capabilities::CapabilityOption;
+pub use capabilities::{CapabilityOption, all_capabilities};
 pub use error::{OptionError, RunError, VolumeProblem};
 pub use parse::{Cpus, parse_annotation, parse_cpus, parse_pids_limit, parse_size, resolve_env};
 pub use seccomp::SeccompChoice;
