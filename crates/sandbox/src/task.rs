@@ -23,7 +23,8 @@ use crate::sandbox::Sandbox;
 use crate::state::Status;
 use crate::stdio::Stdio;
 
-/// Type of the details [`Task::pids`] gives of a process: `bulkhead.agent.v1.Process`.
+/// Type of the details [`Task::pids`] gives of a process in the guest: `bulkhead.agent.v1.Process`.
+/// Entries without details are processes on the host.
 pub const PROCESS_TYPE: &str = "bulkhead.agent.v1.Process";
 
 /// The service.
@@ -128,9 +129,12 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, req: PidsRequest) -> RpcResult<PidsResponse> {
         let processes = rpc(self.0.processes(&req.id).await)?;
-        let processes = processes
-            .iter()
-            .map(|process| {
+        let on_host = self.0.host_pids().into_iter().map(|pid| ProcessInfo {
+            pid,
+            ..Default::default()
+        });
+        let processes = on_host
+            .chain(processes.iter().map(|process| {
                 let info = Any {
                     type_url: PROCESS_TYPE.to_owned(),
                     value: process.write_to_bytes().unwrap_or_default(),
@@ -141,7 +145,7 @@ impl Task for TaskService {
                     info: MessageField::some(info),
                     ..Default::default()
                 }
-            })
+            }))
             .collect();
         Ok(PidsResponse {
             processes,

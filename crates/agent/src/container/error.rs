@@ -41,8 +41,20 @@ pub enum ContainerError {
     /// The process inside the container failed on its way to its program.
     #[error("Could not {}{}{}", .0.step,
         .0.field.as_ref().map(|field| format!(" ({field})")).unwrap_or_default(),
-        if .0.errno == 0 { String::new() } else { format!(": {}", io::Error::from_raw_os_error(.0.errno)) })]
+        kernel_said(.0.errno))]
     Child(Failure),
+}
+
+/// The kernel's answer, in lower case: engines look for "permission denied" and "no such file or
+/// directory" to choose their exit code.
+fn kernel_said(errno: i32) -> String {
+    if errno == 0 {
+        return String::new();
+    }
+    let text = io::Error::from_raw_os_error(errno).to_string();
+    let mut letters = text.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+    format!(": {}{}", first.unwrap_or_default(), letters.as_str())
 }
 
 impl ContainerError {

@@ -27,7 +27,7 @@ pub fn find(name: &CStr, path: Option<&[u8]>) -> Step<CString> {
     if name.to_bytes().contains(&b'/') {
         return match executable(name) {
             Ok(()) => Ok(name.to_owned()),
-            Err(errno) => Err(failure(name, errno, "run")),
+            Err(errno) => Err(failure(name, errno)),
         };
     }
     let mut worst = Errno::NOENT;
@@ -43,7 +43,16 @@ pub fn find(name: &CStr, path: Option<&[u8]>) -> Step<CString> {
             Err(errno) => worst = errno,
         }
     }
-    Err(failure(name, worst, "find in the container's PATH"))
+    Err(match worst {
+        // The words engines look for, to answer with 127.
+        Errno::NOENT => Failure {
+            kind: FailureKind::NotFound,
+            step: format!("run {:?}: executable file not found in $PATH", shown(name)),
+            errno: 0,
+            field: Some("process.args".to_owned()),
+        },
+        errno => failure(name, errno),
+    })
 }
 
 fn executable(path: &CStr) -> Result<(), Errno> {
@@ -67,26 +76,16 @@ pub fn pointers<'a>(strings: impl IntoIterator<Item = &'a CString>) -> Vec<*cons
 /// Becomes `program`. Returns only if that failed.
 pub fn run(program: &CStr, args: &[*const c_char], env: &[*const c_char]) -> Failure {
     let error = sys::execve(program, args, env);
-    failure(
-        program,
-        Errno::from_io_error(&error).unwrap_or(Errno::IO),
-        "run",
-    )
+    failure(program, Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-fn failure(program: &CStr, errno: Errno, verb: &str) -> Failure {
-    let kind = match errno {
-        Errno::NOENT | Errno::NOTDIR => FailureKind::NotFound,
-        _ => FailureKind::NotExecutable,
-    };
-    // "find in the container's PATH" reads well only with the name in the middle.
-    let step = match verb.split_once(' ') {
-        Some((verb, rest)) => format!("{verb} {:?} {rest}", shown(program)),
-        None => format!("{verb} {:?}", shown(program)),
-    };
+fn failure(program: &CStr, errno: Errno) -> Failure {
     Failure {
-        kind,
-        step,
+        kind: match errno {
+            Errno::NOENT | Errno::NOTDIR => FailureKind::NotFound,
+            _ => FailureKind::NotExecutable,
+        },
+        step: format!("run {:?}", shown(program)),
         errno: errno.raw_os_error(),
         field: Some("process.args".to_owned()),
     }

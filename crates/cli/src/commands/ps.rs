@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use bulkhead_agent_api::messages::Process;
 use bulkhead_sandbox::timeline::printable;
 use clap::ValueEnum;
-use containerd_shim_protos::api::PidsRequest;
+use containerd_shim_protos::api::{PidsRequest, ProcessInfo};
 use protobuf::Message;
 use ttrpc::context::Context;
 
@@ -16,7 +16,8 @@ use crate::options::Globals;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Form of the list.
+    /// Form of the list: a table of the processes in the guest, or, as engines ask for it, JSON with the
+    /// PIDs of those that stand in for them on the host.
     #[arg(short, long, default_value = "table")]
     format: Format,
     /// The container.
@@ -43,13 +44,16 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
             .map_err(CommandError::rpc(&args.id))?;
         Ok(answer.processes)
     })?;
+    let in_guest = |process: &&ProcessInfo| process.info.is_some();
     if args.format == Format::Json {
-        let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
+        // An engine looks these up on the host.
+        let on_host = processes.iter().filter(|process| !in_guest(process));
+        let pids: Vec<u32> = on_host.map(|process| process.pid).collect();
         println!("{}", serde_json::json!(pids));
         return Ok(ExitCode::SUCCESS);
     }
     let mut rows = vec![["UID", "PID", "PPID", "TIME", "CMD"].map(String::from)];
-    for process in &processes {
+    for process in processes.iter().filter(in_guest) {
         let details = Process::parse_from_bytes(&process.info.value).unwrap_or_default();
         rows.push([
             details.uid.to_string(),

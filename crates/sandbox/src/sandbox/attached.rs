@@ -23,6 +23,19 @@ impl Sandbox {
             .unwrap_or_else(std::process::id)
     }
 
+    /// The processes on the host an engine takes for the container's: the stand-ins, the init process's
+    /// first; without any the sandbox process.
+    #[must_use]
+    pub fn host_pids(&self) -> Vec<u32> {
+        let mut pids = vec![self.engine_pid()];
+        let processes = lock(&self.processes);
+        let others = processes
+            .values()
+            .filter(|process| !process.exec_id.is_empty());
+        pids.extend(others.filter_map(|process| process.standin()));
+        pids
+    }
+
     /// Announces the streams of a process to the device process: FIFOs a client made, or what came
     /// with its stand-in, which is followed from here on.
     pub(super) fn attach_streams(
