@@ -136,9 +136,9 @@ impl Plan {
             return Err(PlanError::NoInitramfs(initramfs));
         }
 
-        let netns = request.netns.clone();
-        let late_network = netns.is_some();
-        let netns = netns.or_else(|| bulkhead_oci::network_namespace(&bundle.spec));
+        // The configuration's path outlives the engine's stand-in, and with it whoever cleans up.
+        let netns = bulkhead_oci::network_namespace(&bundle.spec).or_else(|| request.netns.clone());
+        let late_network = request.netns.is_some();
         let memory_bytes = memory(&bundle, &annotations, &config)?;
         let vcpus = vcpus(&bundle);
         check_memory(memory_bytes)?;

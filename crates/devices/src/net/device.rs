@@ -457,6 +457,8 @@ impl<F: Frames> VhostUserBackendMut for Net<F> {
 
 impl<F: Frames> Device for Net<F> {
     const NAME: &'static str = "net";
+    // QEMU's network cards do.
+    const EARLY_ENABLE: bool = true;
 
     fn sources(&self) -> Vec<Source> {
         vec![

@@ -69,6 +69,11 @@ impl<D: Device> Handler<D> {
         })
     }
 
+    /// Whether the front end has said which features the driver takes.
+    pub(super) fn has_features(&self) -> bool {
+        self.features != 0
+    }
+
     pub(super) fn device(&self) -> &D {
         &self.device
     }

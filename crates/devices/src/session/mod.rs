@@ -9,6 +9,7 @@
 //! thread on the floor; a thread that stops serving a ring without a word is the failure that is
 //! hardest to find from inside the guest.
 
+mod early;
 mod handler;
 #[cfg(test)]
 mod tests;
@@ -121,6 +122,9 @@ pub trait Device: VhostUserBackendMut<Bitmap = BitmapMmapRegion, Vring = Vring> 
     /// A short name for threads and messages.
     const NAME: &'static str;
 
+    /// Whether front ends switch its rings before they have agreed on features.
+    const EARLY_ENABLE: bool = false;
+
     /// Descriptors to wait on besides the rings. They stay registered until the session ends.
     fn sources(&self) -> Vec<Source>;
 
@@ -148,6 +152,20 @@ pub struct Session<D: Device> {
     handler: Arc<Mutex<Handler<D>>>,
     link: Link<D>,
     failure: Option<SessionError>,
+}
+
+/// Takes the front end's next message and does what it says.
+fn answer<D: Device>(
+    front_end: &mut BackendReqHandler<Mutex<Handler<D>>>,
+    handler: &Mutex<Handler<D>>,
+) -> Result<(), VhostUserError> {
+    let mut locked = handler.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = early::take(front_end, &mut locked).map_err(VhostUserError::SocketBroken)?;
+    drop(locked);
+    if taken {
+        return Ok(());
+    }
+    front_end.handle_request()
 }
 
 impl<D: Device> std::fmt::Debug for Link<D> {
@@ -267,7 +285,7 @@ impl<D: Device> Session<D> {
                     source,
                 })
             }
-            Link::Connected(front_end) => match front_end.handle_request() {
+            Link::Connected(front_end) => match answer(front_end, &self.handler) {
                 Ok(()) => Ok(()),
                 Err(VhostUserError::Disconnected | VhostUserError::PartialMessage) => {
                     self.disconnect();
