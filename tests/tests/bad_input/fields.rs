@@ -176,7 +176,7 @@ pub fn fields_that_cannot_be_done_refused_by_name(test: &Test) {
             (|c| remove_namespace(c, "uts"), &["linux.namespaces", "uts"]),
             (
                 |c| set_path(c, "network", "/proc/1/ns/net"),
-                &["linux.namespaces[1].path", "remove the path"],
+                &["/proc/1/ns/net", "host's own"],
             ),
             (
                 |c| set_path(c, "pid", "/proc/1/ns/pid"),
