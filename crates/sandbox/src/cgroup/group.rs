@@ -162,6 +162,14 @@ impl Group {
         }
     }
 
+    /// Moves a process back to where this one came from.
+    pub fn let_go(&self, pid: u32) {
+        for member in &self.members {
+            // It may have ended, which is as good.
+            let _ = member.send_home(pid);
+        }
+    }
+
     /// Removes the group. Its processes must have ended or left.
     pub fn remove(self) {
         self.record.remove();

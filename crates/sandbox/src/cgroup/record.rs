@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::XattrFlags;
 use serde::{Deserialize, Serialize};
@@ -10,6 +12,10 @@ use serde::{Deserialize, Serialize};
 /// Marks a directory as made by us, so that the last container in it knows that it may go: the journal
 /// of the container that made it may be gone by then.
 const MARK: &str = "trusted.bulkhead.made";
+
+/// How often a group that is still in use is tried again, each pause twice the one before: half a
+/// second in all.
+const PATIENCE: u32 = 8;
 
 /// One directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +66,7 @@ impl Record {
                     break;
                 }
                 let removed = if depth == 0 {
-                    remove_tree(&dir.path)
+                    remove_patiently(&dir.path)
                 } else {
                     fs::remove_dir(&dir.path)
                 };
@@ -122,6 +128,20 @@ fn make_chain(chain: &[&Path], prepare: &impl Fn(&Path) -> io::Result<()>) -> io
 fn is_marked(dir: &Path) -> bool {
     let mut value = [0_u8; 8];
     rustix::fs::getxattr(dir, MARK, &mut value).is_ok()
+}
+
+/// As [`remove_tree`], with patience: a process that has ended is in its group until its parent, the
+/// engine, has collected it. Of that no hierarchy of version 1 tells, so it is asked for again.
+fn remove_patiently(dir: &Path) -> io::Result<()> {
+    let mut pause = Duration::from_millis(2);
+    for _ in 0..PATIENCE {
+        match remove_tree(dir) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(pause),
+            done => return done,
+        }
+        pause = pause.saturating_mul(2);
+    }
+    remove_tree(dir)
 }
 
 /// Groups are removed directory by directory; their files go with them.

@@ -61,7 +61,7 @@ impl Sandbox {
         let processes: Vec<_> = lock(&self.processes).values().cloned().collect();
         for process in processes {
             process.ended(exit.clone());
-            process.release();
+            self.release_init(&process);
         }
         let sandbox = self.clone();
         tokio::spawn(async move {
@@ -163,7 +163,7 @@ impl Sandbox {
         let processes: Vec<_> = lock(&self.processes).values().cloned().collect();
         for process in &processes {
             process.ended(killed.clone());
-            process.release();
+            self.release_init(process);
         }
         if let Ok((vm, _)) = self.machine().await {
             self.tear_down(&vm).await;

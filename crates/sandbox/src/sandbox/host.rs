@@ -127,6 +127,15 @@ impl Sandbox {
         })
     }
 
+    /// Lets the init process's stand-in end, outside of the control group: until the engine has
+    /// collected it, it would keep the group.
+    pub(super) fn release_init(&self, process: &Process) {
+        if let (Some(group), Some(pid)) = (lock(&self.group).as_ref(), process.standin()) {
+            group.let_go(pid);
+        }
+        process.release();
+    }
+
     /// Leaves the control group and removes it. The machine must have ended.
     pub(super) fn leave_group(&self) {
         let Some(group) = lock(&self.group).take() else {

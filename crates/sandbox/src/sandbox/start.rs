@@ -175,7 +175,7 @@ impl Sandbox {
                 _ = vm.failure() => {}
             }
         }
-        process.release();
+        self.release_init(process);
         self.tear_down(vm).await;
         self.finish_unless_held().await;
     }
