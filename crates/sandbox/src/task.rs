@@ -23,7 +23,9 @@ use crate::sandbox::Sandbox;
 use crate::state::Status;
 use crate::stdio::Stdio;
 
-/// Type of the details [`Task::pids`] gives of a process: `bulkhead.agent.v1.Process`.
+/// Type of the details [`Task::pids`] gives of a process: `bulkhead.agent.v1.Process`. In a container an
+/// engine asked for, the PID beside them is that of the process's stand-in on the host, and 0 for a
+/// process that has none; otherwise it is the guest's.
 pub const PROCESS_TYPE: &str = "bulkhead.agent.v1.Process";
 
 /// The service.
@@ -131,13 +133,14 @@ impl Task for TaskService {
         let processes = processes
             .iter()
             .map(|process| {
+                let pid = self.0.host_pid(process);
                 let info = Any {
                     type_url: PROCESS_TYPE.to_owned(),
                     value: process.write_to_bytes().unwrap_or_default(),
                     ..Default::default()
                 };
                 ProcessInfo {
-                    pid: process.pid,
+                    pid,
                     info: MessageField::some(info),
                     ..Default::default()
                 }

@@ -44,7 +44,9 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
         Ok(answer.processes)
     })?;
     if args.format == Format::Json {
-        let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
+        // What has no process on the host is nothing an engine could look for there.
+        let pids = processes.iter().map(|process| process.pid);
+        let pids: Vec<u32> = pids.filter(|pid| *pid != 0).collect();
         println!("{}", serde_json::json!(pids));
         return Ok(ExitCode::SUCCESS);
     }
@@ -53,7 +55,7 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
         let details = Process::parse_from_bytes(&process.info.value).unwrap_or_default();
         rows.push([
             details.uid.to_string(),
-            process.pid.to_string(),
+            details.pid.to_string(),
             details.parent.to_string(),
             clock(details.cpu_ms),
             command(&details),

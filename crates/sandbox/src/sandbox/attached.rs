@@ -23,6 +23,20 @@ impl Sandbox {
             .unwrap_or_else(std::process::id)
     }
 
+    /// The PID an engine is told for a process in the guest; 0 if nothing stands in for it on the host
+    /// although the container is an engine's.
+    pub(crate) fn host_pid(&self, process: &messages::Process) -> u32 {
+        if self.request.standin.is_none() {
+            return process.pid;
+        }
+        let processes = lock(&self.processes);
+        // Only the first process of the container was not made by an exec and is known by its PID.
+        let known = processes
+            .get(&process.exec_id)
+            .filter(|known| known.pid() == process.pid);
+        known.and_then(|known| known.standin()).unwrap_or(0)
+    }
+
     /// Announces the streams of a process to the device process: FIFOs a client made, or what came
     /// with its stand-in, which is followed from here on.
     pub(super) fn attach_streams(
