@@ -45,7 +45,9 @@ fn modes(settings: &Termios) -> impl PartialEq + std::fmt::Debug + use<> {
 }
 
 fn process_has_a_terminal_of_our_size(test: &Test) {
-    let script = "test -t 0 && test -t 1 && test -t 2 && tty; stty size";
+    // An engine may set the first size after the process runs.
+    let script = "test -t 0 && test -t 1 && test -t 2 && tty; \
+                  until size=$(stty size 2>/dev/null); do :; done; echo $size";
     let mut pty = Pty::start(with_terminal(test, script).invocation(), 111, 37);
 
     let output = pty.read_until("37 111\r\n");

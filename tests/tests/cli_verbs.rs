@@ -146,7 +146,8 @@ fn state_of_a_missing_container_is_an_error(test: &Test) {
 }
 
 fn ps_shows_processes(test: &Test) {
-    let script = "sleep 1000 & echo ready; read line";
+    // Ready when the second program runs, not when it is about to.
+    let script = "echo ready >/tmp/word; tail -f /tmp/word & read line";
     let run = test.sh(script).options(["-i", "-u", "alice"]);
     let container = run.with(|command| command.stdin_pipe()).start().ready();
 
@@ -162,7 +163,7 @@ fn ps_shows_processes(test: &Test) {
         .map(|row| (row[0], row[4]))
         .collect();
     found.sort_unstable();
-    assert_eq!(found, [("1000", "/bin/sh"), ("1000", "sleep")]);
+    assert_eq!(found, [("1000", "/bin/sh"), ("1000", "tail")]);
 }
 
 fn ps_json_is_a_list_of_numbers(test: &Test) {
@@ -431,7 +432,7 @@ fn help_names_every_verb(test: &Test) {
         test.verb(["--version"])
             .output()
             .text()
-            .starts_with("bulkhead 0.")
+            .starts_with("bulkhead version 0.")
     );
 }
 

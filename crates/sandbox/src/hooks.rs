@@ -424,17 +424,18 @@ fn prepare(command: &mut Command, surroundings: &Surroundings) -> io::Result<()>
     Ok(())
 }
 
-/// The namespaces of a process that differ from ours, among those a `createContainer` hook enters.
+/// The namespaces of a stand-in that differ from ours, among those a `createContainer` hook enters.
+///
+/// Not the mount namespace: what is to be seen there is the container's, and its programs must not
+/// be executed on the host.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn namespaces_of(pid: u32) -> io::Result<Vec<OwnedFd>> {
     use std::os::unix::fs::MetadataExt;
     let mut found = Vec::new();
-    // The mount namespace last: the others' names are in ours.
-    for name in ["net", "ipc", "uts", "mnt"] {
-        let path = format!("/proc/{pid}/ns/{name}");
-        let theirs = fs::File::open(&path)?;
+    for name in ["net", "ipc", "uts"] {
+        let theirs = fs::File::open(format!("/proc/{pid}/ns/{name}"))?;
         let ours = fs::metadata(format!("/proc/self/ns/{name}"))?;
         if theirs.metadata()?.ino() != ours.ino() {
             found.push(theirs.into());

@@ -57,7 +57,7 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
         let details = Process::parse_from_bytes(&process.info.value).unwrap_or_default();
         rows.push([
             details.uid.to_string(),
-            process.pid.to_string(),
+            details.pid.to_string(),
             details.parent.to_string(),
             clock(details.cpu_ms),
             command(&details),

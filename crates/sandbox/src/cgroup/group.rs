@@ -170,6 +170,16 @@ impl Group {
         }
     }
 
+    /// Whether a process is in the group, in any hierarchy.
+    #[must_use]
+    pub fn has(&self, pid: u32) -> bool {
+        let pid = pid.to_string();
+        self.members.iter().any(|member| {
+            let list = fs::read_to_string(member.dir.join("cgroup.procs"));
+            list.unwrap_or_default().lines().any(|line| line == pid)
+        })
+    }
+
     /// Removes the group. Its processes must have ended or left.
     pub fn remove(self) {
         self.record.remove();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::XattrFlags;
 use serde::{Deserialize, Serialize};
 
@@ -144,11 +145,40 @@ fn remove_patiently(dir: &Path) -> io::Result<()> {
     remove_tree(dir)
 }
 
+/// Waits for processes that have ended but not yet left, where the kernel tells of it (version 2).
+fn wait_until_empty(dir: &Path) {
+    let Ok(events) = fs::File::open(dir.join("cgroup.events")) else {
+        return;
+    };
+    let limit = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    loop {
+        let mut text = [0; 128];
+        let Ok(length) = rustix::io::pread(&events, &mut text, 0) else {
+            return;
+        };
+        let text = text.get(..length).unwrap_or_default();
+        if text
+            .split(|byte| *byte == b'\n')
+            .any(|line| line == b"populated 0")
+        {
+            return;
+        }
+        let mut changed = [PollFd::new(&events, PollFlags::PRI)];
+        match poll(&mut changed, Some(&limit)) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
 /// Groups are removed directory by directory; their files go with them.
 fn remove_tree(dir: &Path) -> io::Result<()> {
     match fs::remove_dir(dir) {
         // In use, or with groups in it.
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => wait_until_empty(dir),
         done => return done,
     }
     for entry in fs::read_dir(dir)?.flatten() {

@@ -19,7 +19,7 @@ impl Sandbox {
         self.torn_down.send_replace(true);
         vm.kill().await;
         self.update_or_log(|state| state.helpers.clear());
-        self.leave_group();
+        self.leave_group().await;
         self.over.store(true, Ordering::Relaxed);
     }
 
@@ -70,7 +70,7 @@ impl Sandbox {
                 vm.kill().await;
             }
             if started {
-                sandbox.leave_group();
+                sandbox.leave_group().await;
                 sandbox.over.store(true, Ordering::Relaxed);
                 sandbox.finish_unless_held().await;
             }
@@ -184,7 +184,7 @@ impl Sandbox {
             .is_some_and(|state| state.status == Status::Stopped);
         if ended && !self.request.auto_remove {
             self.update_or_log(|state| state.helpers.clear());
-            self.leave_group();
+            self.leave_group().await;
         } else {
             self.put_away().await;
         }

@@ -7,6 +7,11 @@ use super::*;
 use crate::cgroup::limit::{self, Bounds};
 use crate::cgroup::{Group, Place};
 use crate::hooks::{self, Kind, Surroundings};
+use crate::vm::pidfd;
+use crate::watched;
+
+/// How long a stand-in that was told to end may take.
+const STANDIN_END: Duration = Duration::from_secs(2);
 
 impl Sandbox {
     /// Makes the container's control group and runs the hooks that come before the container. The
@@ -137,11 +142,19 @@ impl Sandbox {
     }
 
     /// Leaves the control group and removes it. The machine must have ended.
-    pub(super) fn leave_group(&self) {
+    pub(super) async fn leave_group(&self) {
         let Some(group) = lock(&self.group).take() else {
             return;
         };
         group.leave(self.request.standin.as_slice());
+        // A process that is about to end cannot be moved any more.
+        let standin = self.state().and_then(|state| state.standin);
+        if let Some(standin) = standin.filter(|standin| group.has(standin.pid))
+            && let Some(fd) = pidfd(&standin)
+            && let Ok(fd) = watched::watch(fd)
+        {
+            let _ = tokio::time::timeout(STANDIN_END, fd.readable()).await;
+        }
         group.remove();
         self.update_or_log(|state| state.cgroup = None);
     }
@@ -150,7 +163,7 @@ impl Sandbox {
     /// ended.
     pub(super) async fn put_away(&self) {
         let _one_at_a_time = self.removal.lock().await;
-        self.leave_group();
+        self.leave_group().await;
         self.hooks_of_removal().await;
         sweep::remove(&self.paths);
     }
