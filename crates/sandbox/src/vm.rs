@@ -238,7 +238,10 @@ impl Vm {
             kill(pidfd);
         }
         for pidfd in &self.pidfds {
-            if let Ok(fd) = watched::watch(pidfd.clone()) {
+            // A descriptor of our own: one can be watched only once, and the task that reaps the
+            // process does so already.
+            let Ok(fd) = pidfd.try_clone() else { continue };
+            if let Ok(fd) = watched::watch(fd) {
                 // Readable means ended; the watching task has reaped it or is about to.
                 let _ = fd.readable().await;
             }
@@ -370,13 +373,16 @@ fn reap(pidfd: &OwnedFd) -> End {
     }
 }
 
-/// A descriptor for another process, if it still runs.
+/// A descriptor for another process, if it is still there. It may be that it has ended, and nobody has
+/// waited for it; the descriptor then says so at once, or when the last of its threads has ended.
 #[must_use]
 pub fn pidfd(process: &ProcessRef) -> Option<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(i32::try_from(process.pid).ok()?)?;
     let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
     // The number may have been used again between the journal and now.
-    process.is_alive().then_some(fd)
+    ProcessRef::of(process.pid)
+        .is_ok_and(|now| now == *process)
+        .then_some(fd)
 }
 
 fn own_executable() -> PathBuf {

@@ -132,8 +132,8 @@ impl Sandbox {
         })
     }
 
-    /// Lets the init process's stand-in end, outside of the control group: until the engine has
-    /// collected it, it would keep the group.
+    /// Lets the init process's stand-in end, outside of the control group, which it would keep while it
+    /// gives back its namespaces.
     pub(super) fn release_init(&self, process: &Process) {
         if let (Some(group), Some(pid)) = (lock(&self.group).as_ref(), process.standin()) {
             group.let_go(pid);
