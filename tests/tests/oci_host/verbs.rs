@@ -147,6 +147,9 @@ pub fn events_once_have_what_is_used(test: &Test) {
     let resources = json!({ "memory": { "limit": 64 << 20 }, "pids": { "limit": 50 } });
     let made = Made::of(test, &limited(test, resources)).create().start();
 
+    // Time is counted in ticks of the guest.
+    made.sh("i=0; while test $i -lt 30000; do i=$((i+1)); done");
+
     let event = made.with("events", &["--stats"]).json();
 
     assert_eq!(event["type"], "stats");
