@@ -231,12 +231,23 @@ impl Vm {
         })
     }
 
-    /// Kills what still runs and waits until it is gone. What the guest had not written through is
+    /// Kills what still runs; see [`Self::gone`] for its end. What the guest had not written through is
     /// lost: let the agent destroy the container first.
     pub async fn kill(&self) {
         for pidfd in self.pidfds.iter().rev() {
             kill(pidfd);
         }
+        let network = self.lock_network().take();
+        if let Some(network) = network {
+            // Its taps are gone with the device process; this frees the engine's interfaces.
+            self.gone().await;
+            drop(network);
+        }
+    }
+
+    /// Waits until nothing runs any more. A machine takes some milliseconds to give its memory back, so
+    /// only who cares for what it holds should wait.
+    pub async fn gone(&self) {
         for pidfd in &self.pidfds {
             // A descriptor of our own: one can be watched only once, and the task that reaps the
             // process does so already.
@@ -246,8 +257,6 @@ impl Vm {
                 let _ = fd.readable().await;
             }
         }
-        // Its taps are gone with the device process; this frees the engine's interfaces.
-        drop(self.lock_network().take());
     }
 
     fn lock_network(&self) -> std::sync::MutexGuard<'_, Option<Network>> {
