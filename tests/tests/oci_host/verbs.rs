@@ -275,6 +275,8 @@ pub fn signal_to_an_ended_container_is_answered_in_the_words_engines_look_for(te
 
     killed.expect_code(1);
     assert!(killed.error().contains("container not running"), "{killed}");
+    // There is nobody left, which is what an engine wants.
+    made.with("kill", &["--all"]).expect_code(0);
     made.delete();
     let gone = made.verb("kill", &["KILL"]);
     gone.expect_code(1);
