@@ -417,6 +417,19 @@ fn prepare(command: &mut Command, surroundings: &Surroundings) -> io::Result<()>
         for namespace in &namespaces {
             rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
         }
+        // Whatever this process inherited is not the hook's, the lock of the container least of all.
+        // SAFETY: a system call on integers; descriptors are closed only by the exec.
+        let closed = unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                3,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            )
+        };
+        if closed < 0 {
+            return Err(io::Error::last_os_error());
+        }
         Ok(())
     };
     // SAFETY: between fork and exec only system calls are made; nothing is allocated, no lock taken.

@@ -96,8 +96,13 @@ pub fn inspect(paths: &Paths) -> Result<Found, StateError> {
 
 /// Sets the journal of a sandbox right whose process is gone.
 fn bury(paths: &Paths, mut state: State) -> Found {
-    // A stand-in ends by itself now, and a control group is gone only after it.
-    for process in state.helpers.iter().chain(&state.standin) {
+    // All of them end by themselves now, but a control group can go only after them.
+    for process in state
+        .helpers
+        .iter()
+        .chain(&state.standin)
+        .chain(&state.sandbox)
+    {
         end(process);
     }
     if let Some(netns) = &state.netns {

@@ -231,20 +231,32 @@ impl Vm {
         })
     }
 
-    /// Kills what still runs and waits until it is gone. What the guest had not written through is
+    /// Kills what still runs; see [`Self::gone`] for its end. What the guest had not written through is
     /// lost: let the agent destroy the container first.
     pub async fn kill(&self) {
         for pidfd in self.pidfds.iter().rev() {
             kill(pidfd);
         }
+        let network = self.lock_network().take();
+        if let Some(network) = network {
+            // Its taps are gone with the device process; this frees the engine's interfaces.
+            self.gone().await;
+            drop(network);
+        }
+    }
+
+    /// Waits until nothing runs any more. A machine takes some milliseconds to give its memory back, so
+    /// only who cares for what it holds should wait.
+    pub async fn gone(&self) {
         for pidfd in &self.pidfds {
-            if let Ok(fd) = watched::watch(pidfd.clone()) {
+            // A descriptor of our own: one can be watched only once, and the task that reaps the
+            // process does so already.
+            let Ok(fd) = pidfd.try_clone() else { continue };
+            if let Ok(fd) = watched::watch(fd) {
                 // Readable means ended; the watching task has reaped it or is about to.
                 let _ = fd.readable().await;
             }
         }
-        // Its taps are gone with the device process; this frees the engine's interfaces.
-        drop(self.lock_network().take());
     }
 
     fn lock_network(&self) -> std::sync::MutexGuard<'_, Option<Network>> {
@@ -370,13 +382,16 @@ fn reap(pidfd: &OwnedFd) -> End {
     }
 }
 
-/// A descriptor for another process, if it still runs.
+/// A descriptor for another process, if it is still there. It may be that it has ended, and nobody has
+/// waited for it; the descriptor then says so at once, or when the last of its threads has ended.
 #[must_use]
 pub fn pidfd(process: &ProcessRef) -> Option<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(i32::try_from(process.pid).ok()?)?;
     let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
     // The number may have been used again between the journal and now.
-    process.is_alive().then_some(fd)
+    ProcessRef::of(process.pid)
+        .is_ok_and(|now| now == *process)
+        .then_some(fd)
 }
 
 fn own_executable() -> PathBuf {

@@ -58,7 +58,7 @@ fn groups(of: u32) -> Vec<(String, PathBuf)> {
 }
 
 /// What is left of a path in any hierarchy.
-fn left(path: &str) -> Vec<PathBuf> {
+pub fn left(path: &str) -> Vec<PathBuf> {
     let top = Path::new(path).components().nth(1).unwrap();
     groups(std::process::id())
         .iter()

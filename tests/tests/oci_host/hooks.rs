@@ -331,6 +331,34 @@ pub fn hooks_of_an_attached_container_run_as_well(test: &Test) {
     assert_eq!(order[5..], ["poststop", "poststop2"]);
 }
 
+pub fn sandbox_killed_during_a_hook_leaves_nothing(test: &Test) {
+    let bundle = sleeper(test, |bundle| {
+        let hanging = "echo $$ > $DIR/new; mv $DIR/new $DIR/pid; exec sleep 1000";
+        json!({ "prestart": [hook(&bundle.dir, hanging)], "poststop": [noting(bundle, "poststop")] })
+    });
+    let path = format!("/bulkhead-{}", test.new_id());
+    crate::made::change(&bundle, |config| {
+        config["linux"]["cgroupsPath"] = path.clone().into()
+    });
+    let made = Made::of(test, &bundle);
+    let creating = made.creation().spawn();
+    wait::until_changed(&made.dir, || made.has("pid"));
+    let journal = fs::read(test.root().join(&made.id).join("state.json")).unwrap();
+    let journal: Value = serde_json::from_slice(&journal).unwrap();
+    let sandbox = i32::try_from(journal["sandbox"]["pid"].as_i64().unwrap()).unwrap();
+
+    kill_process(Pid::from_raw(sandbox).unwrap(), Signal::KILL).unwrap();
+
+    creating.finish().expect_code(1);
+    wait::gone(made.read("pid").trim().parse().unwrap());
+    assert_eq!(lines(&made), ["poststop"]);
+    assert!(!test.root().join(&made.id).exists());
+    assert_eq!(
+        crate::groups::left(&path),
+        [""; 0].map(std::path::PathBuf::from)
+    );
+}
+
 pub fn delete_by_force_ends_a_hook_that_hangs(test: &Test) {
     let bundle = sleeper(
         test,

@@ -58,6 +58,7 @@ mod ours {
             poststart_hook_that_fails_ends_the_container,
             poststop_hook_that_fails_keeps_nothing_from_being_removed,
             poststop_hooks_of_a_killed_sandbox_run_once,
+            sandbox_killed_during_a_hook_leaves_nothing,
             delete_by_force_ends_a_hook_that_hangs,
             update_changes_limits_in_the_guest_and_on_the_host,
             update_takes_limits_from_a_file_or_its_input,

@@ -147,6 +147,9 @@ pub fn events_once_have_what_is_used(test: &Test) {
     let resources = json!({ "memory": { "limit": 64 << 20 }, "pids": { "limit": 50 } });
     let made = Made::of(test, &limited(test, resources)).create().start();
 
+    // Time is counted in ticks of the guest.
+    made.sh("i=0; while test $i -lt 30000; do i=$((i+1)); done");
+
     let event = made.with("events", &["--stats"]).json();
 
     assert_eq!(event["type"], "stats");
@@ -272,6 +275,8 @@ pub fn signal_to_an_ended_container_is_answered_in_the_words_engines_look_for(te
 
     killed.expect_code(1);
     assert!(killed.error().contains("container not running"), "{killed}");
+    // There is nobody left, which is what an engine wants.
+    made.with("kill", &["--all"]).expect_code(0);
     made.delete();
     let gone = made.verb("kill", &["KILL"]);
     gone.expect_code(1);

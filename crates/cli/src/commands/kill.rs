@@ -26,6 +26,10 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
     let signal = parse_signal(&args.signal)?;
     let paths = common::paths(globals, &args.id)?;
     let state = common::state(&paths)?;
+    if state.exit.is_some() && args.all {
+        // As runc: all of none were signalled.
+        return Ok(ExitCode::SUCCESS);
+    }
     if state.exit.is_some() {
         return Err(CommandError::WrongState {
             verb: "kill",

@@ -3,8 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::XattrFlags;
@@ -13,10 +11,6 @@ use serde::{Deserialize, Serialize};
 /// Marks a directory as made by us, so that the last container in it knows that it may go: the journal
 /// of the container that made it may be gone by then.
 const MARK: &str = "trusted.bulkhead.made";
-
-/// How often a group that is still in use is tried again, each pause twice the one before: half a
-/// second in all.
-const PATIENCE: u32 = 8;
 
 /// One directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +61,7 @@ impl Record {
                     break;
                 }
                 let removed = if depth == 0 {
-                    remove_patiently(&dir.path)
+                    remove_tree(&dir.path)
                 } else {
                     fs::remove_dir(&dir.path)
                 };
@@ -129,20 +123,6 @@ fn make_chain(chain: &[&Path], prepare: &impl Fn(&Path) -> io::Result<()>) -> io
 fn is_marked(dir: &Path) -> bool {
     let mut value = [0_u8; 8];
     rustix::fs::getxattr(dir, MARK, &mut value).is_ok()
-}
-
-/// As [`remove_tree`], with patience: a process that has ended is in its group until its parent, the
-/// engine, has collected it. Of that no hierarchy of version 1 tells, so it is asked for again.
-fn remove_patiently(dir: &Path) -> io::Result<()> {
-    let mut pause = Duration::from_millis(2);
-    for _ in 0..PATIENCE {
-        match remove_tree(dir) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(pause),
-            done => return done,
-        }
-        pause = pause.saturating_mul(2);
-    }
-    remove_tree(dir)
 }
 
 /// Waits for processes that have ended but not yet left, where the kernel tells of it (version 2).

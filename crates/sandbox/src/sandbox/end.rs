@@ -86,7 +86,7 @@ impl Sandbox {
         }
     }
 
-    fn machine_if_up(&self) -> Option<Arc<Vm>> {
+    pub(super) fn machine_if_up(&self) -> Option<Arc<Vm>> {
         match &*self.boot.borrow() {
             Boot::Up(vm, _) => Some(vm.clone()),
             Boot::Pending | Boot::Failed(_) => None,

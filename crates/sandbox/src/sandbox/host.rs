@@ -132,8 +132,8 @@ impl Sandbox {
         })
     }
 
-    /// Lets the init process's stand-in end, outside of the control group: until the engine has
-    /// collected it, it would keep the group.
+    /// Lets the init process's stand-in end, outside of the control group, which it would keep while it
+    /// gives back its namespaces.
     pub(super) fn release_init(&self, process: &Process) {
         if let (Some(group), Some(pid)) = (lock(&self.group).as_ref(), process.standin()) {
             group.let_go(pid);
@@ -141,11 +141,14 @@ impl Sandbox {
         process.release();
     }
 
-    /// Leaves the control group and removes it. The machine must have ended.
+    /// Leaves the control group and removes it. The machine must have ended or be about to.
     pub(super) async fn leave_group(&self) {
         let Some(group) = lock(&self.group).take() else {
             return;
         };
+        if let Some(vm) = self.machine_if_up() {
+            vm.gone().await;
+        }
         group.leave(self.request.standin.as_slice());
         // A process that is about to end cannot be moved any more.
         let standin = self.state().and_then(|state| state.standin);
@@ -160,7 +163,7 @@ impl Sandbox {
     }
 
     /// Puts everything away that the host holds for the container, its name last. The machine must have
-    /// ended.
+    /// ended or be about to.
     pub(super) async fn put_away(&self) {
         let _one_at_a_time = self.removal.lock().await;
         self.leave_group().await;
