@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{End, Session, SessionError};
+use super::{Device, End, Session, SessionError};
 use crate::fs::{Fs, share};
+use crate::net::Net;
 
 const GET_FEATURES: u32 = 1;
 const SET_VRING_NUM: u32 = 8;
@@ -19,10 +20,16 @@ const GET_CONFIG: u32 = 24;
 /// What came of a session to which the hypervisor sent `bytes` before it went away.
 fn session(bytes: &[u8]) -> (Result<End, SessionError>, Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
+    let proc_fd = File::open("/proc/self/fd").unwrap();
+    let tree = share(dir.path(), proc_fd.into(), 1000).unwrap();
+    session_of(Fs::new(tree, "tag").unwrap(), bytes)
+}
+
+/// The same for any device.
+fn session_of(device: impl Device, bytes: &[u8]) -> (Result<End, SessionError>, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
     let mut hypervisor = UnixStream::connect(dir.path().join("socket")).unwrap();
-    let proc_fd = File::open("/proc/self/fd").unwrap();
-    let device = Fs::new(share(dir.path(), proc_fd.into(), 1000).unwrap(), "tag").unwrap();
     let stop = EventFd::new(EFD_NONBLOCK).unwrap();
     let mut session = Session::new(listener, device, &stop).unwrap();
     hypervisor.write_all(bytes).unwrap();
@@ -90,6 +97,35 @@ fn hypervisor_that_enables_a_ring_before_the_features_is_dropped() {
     body.extend(1u32.to_ne_bytes());
     let (end, _) = session(&message(SET_VRING_ENABLE, &body));
     assert!(matches!(end, Err(SessionError::Protocol { .. })), "{end:?}");
+}
+
+/// As QEMU does.
+#[test]
+fn hypervisor_that_enables_a_cards_rings_before_the_features_is_answered() {
+    let (frames, _host) = UnixDatagram::pair().unwrap();
+    let card = || Net::new(frames.try_clone().unwrap(), [2; 6], None).unwrap();
+    let enable = |index: u32, flags: u32| {
+        let mut body = index.to_ne_bytes().to_vec();
+        body.extend(1u32.to_ne_bytes());
+        let mut bytes = message(SET_VRING_ENABLE, &body);
+        bytes[4..8].copy_from_slice(&flags.to_ne_bytes());
+        bytes
+    };
+    let asks = message(GET_FEATURES, &[]);
+
+    // Without and with the wish for an answer.
+    let (end, answers) = session_of(card(), &[enable(0, 1), asks.clone()].concat());
+    assert!(matches!(end, Ok(End::Disconnected)), "{end:?}");
+    assert_eq!(answers.len(), 20);
+    let (end, answers) = session_of(card(), &[enable(1, 9), asks.clone()].concat());
+    assert!(matches!(end, Ok(End::Disconnected)), "{end:?}");
+    assert_eq!(answers.len(), 40);
+    assert_eq!(answers[12..20], [0; 8]);
+
+    // A ring that is not there is answered with a failure, and does not end the session.
+    let (end, answers) = session_of(card(), &[enable(7, 9), asks].concat());
+    assert!(matches!(end, Ok(End::Disconnected)), "{end:?}");
+    assert_eq!(answers[12..20], 1u64.to_ne_bytes());
 }
 
 #[test]

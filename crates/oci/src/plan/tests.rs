@@ -263,3 +263,20 @@ fn spec_json_too_large_is_an_error() {
         "{error}"
     );
 }
+
+#[test]
+fn network_namespace_is_the_path_of_its_entry() {
+    let with = |entry: Value| {
+        let spec =
+            json!({"ociVersion": "1.0.2", "linux": {"namespaces": [{"type": "pid"}, entry]}});
+        network_namespace(&serde_json::from_value(spec).unwrap())
+    };
+    let path = "/run/netns/n";
+    assert_eq!(
+        with(json!({"type": "network", "path": path})),
+        Some(path.into())
+    );
+    assert_eq!(with(json!({"type": "network", "path": ""})), None);
+    assert_eq!(with(json!({"type": "network"})), None);
+    assert_eq!(with(json!({"type": "ipc", "path": "/x"})), None);
+}

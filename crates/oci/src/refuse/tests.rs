@@ -51,11 +51,6 @@ fn refusals_name_the_exact_field() {
             "linux.namespaces",
         ),
         (
-            "/linux/namespaces/1",
-            json!({"type": "network", "path": "/n"}),
-            "linux.namespaces[1].path",
-        ),
-        (
             "/linux/namespaces/0",
             json!({"type": "cgroup"}),
             "linux.namespaces",
@@ -245,6 +240,10 @@ fn refusals_what_engines_write_by_default_passes() {
         (
             "/mounts/0",
             json!({"destination": "/d", "type": "tmpfs", "options": ["private"]}),
+        ),
+        (
+            "/linux/namespaces/1",
+            json!({"type": "network", "path": "/run/netns/n"}),
         ),
         (
             "/linux",
