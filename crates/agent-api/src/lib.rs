@@ -27,6 +27,7 @@ mod generated {
     }
 }
 
+pub mod dns;
 mod start_failure;
 
 pub use start_failure::StartFailure;
@@ -38,7 +39,7 @@ pub use generated::service::{Agent, AgentClient, create_agent};
 /// The host's vsock port the agent connects to and then serves the [`Agent`] service on.
 pub const RPC_PORT: u32 = 1024;
 
-/// First host vsock port the sandbox process hands out for stdio streams.
+/// First host vsock port the sandbox process hands out for streams.
 pub const FIRST_STDIO_PORT: u32 = 0x1_0000;
 
 /// The guest's vsock context id. One VM a sandbox, so every guest has the same.

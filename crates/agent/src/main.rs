@@ -11,8 +11,10 @@
 #![cfg_attr(not(test), no_main)]
 
 mod boot;
+mod bpf;
 mod clock;
 mod container;
+mod dns;
 mod end;
 mod home;
 mod network;

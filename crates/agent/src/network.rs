@@ -225,7 +225,8 @@ impl<'i> Card<'i> {
     }
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
+/// An address of 4 or 16 bytes.
+pub fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
         .ok()

@@ -22,6 +22,7 @@ mod traffic;
 pub use bulkhead_netlink::{Address, Neighbour, Route};
 pub use error::NetworkError;
 pub use inspect::Interface;
+pub use namespace::Namespace;
 pub use network::{Change, Network, Port, Update, clean};
 
 /// A hardware address.

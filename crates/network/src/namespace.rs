@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -12,14 +13,17 @@ use crate::NetworkError;
 
 /// An open network namespace that is not the host's.
 #[derive(Debug)]
-pub(crate) struct Namespace {
+pub struct Namespace {
     file: File,
     path: PathBuf,
 }
 
 impl Namespace {
     /// Opens the namespace at `path`.
-    pub(crate) fn open(path: &Path) -> Result<Self, NetworkError> {
+    ///
+    /// # Errors
+    /// When there is none, or it is this process's own.
+    pub fn open(path: &Path) -> Result<Self, NetworkError> {
         let failed = |source: io::Error| NetworkError::Namespace {
             path: path.to_owned(),
             source,
@@ -50,11 +54,7 @@ impl Namespace {
             let thread = std::thread::Builder::new()
                 .name("netns".to_owned())
                 .spawn_scoped(scope, || {
-                    move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
-                        .map_err(|error| NetworkError::Namespace {
-                            path: self.path.clone(),
-                            source: error.into(),
-                        })?;
+                    self.enter()?;
                     work()
                 })
                 .map_err(NetworkError::Thread)?;
@@ -63,5 +63,45 @@ impl Namespace {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         })
+    }
+
+    /// Starts a thread that is in the namespace as long as `work` lasts. Waits until it is.
+    ///
+    /// # Errors
+    /// When there can be no such thread, or the namespace cannot be entered.
+    pub fn spawn(
+        self,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<JoinHandle<()>, NetworkError> {
+        let (sender, entered) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let result = self.enter();
+                let is_in = result.is_ok();
+                drop(self);
+                // Whoever started us waits for it.
+                let _ = sender.send(result);
+                if is_in {
+                    work();
+                }
+            })
+            .map_err(NetworkError::Thread)?;
+        match entered.recv() {
+            Ok(result) => result.map(|()| thread),
+            // The thread panicked, which ends the process.
+            Err(error) => Err(NetworkError::Thread(io::Error::other(error))),
+        }
+    }
+
+    /// Moves the calling thread.
+    fn enter(&self) -> Result<(), NetworkError> {
+        move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network)).map_err(
+            |error| NetworkError::Namespace {
+                path: self.path.clone(),
+                source: error.into(),
+            },
+        )
     }
 }

@@ -35,7 +35,7 @@ pub struct Change {
 }
 
 /// What has become of the cards after the machine was launched.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update {
     /// Those that stand for something new or changed.
     pub changes: Vec<Change>,

@@ -24,7 +24,9 @@ mod beneath;
 mod text;
 
 pub use bundle::{Bundle, BundleError, check_resources};
-pub use plan::{GuestPlan, Share, guest_plan, network_namespace, strip_host_limits};
+pub use plan::{
+    GuestPlan, Share, guest_plan, loopback_name_servers, network_namespace, strip_host_limits,
+};
 pub use refuse::Refusal;
 pub use run::{RunError, RunOptions, spec_for_run};
 

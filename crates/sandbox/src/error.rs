@@ -6,6 +6,7 @@ use bulkhead_network::NetworkError;
 use ttrpc::proto::{Code, Status};
 
 use crate::cgroup::CgroupError;
+use crate::dns::DnsError;
 use crate::failure::Failure;
 use crate::hooks::HookError;
 use crate::plan::PlanError;
@@ -22,6 +23,9 @@ pub enum SandboxError {
     /// The container's network namespace cannot be had in the machine.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The name servers of that namespace cannot be had in the machine.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
     /// The machine could not be started.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -159,6 +163,7 @@ impl SandboxError {
             | Self::Limits(_) => Code::INVALID_ARGUMENT,
             Self::Silent(_) => Code::DEADLINE_EXCEEDED,
             Self::Vm(_)
+            | Self::Dns(_)
             | Self::Cgroup(_)
             | Self::Hook(_)
             | Self::Namespaces(_)

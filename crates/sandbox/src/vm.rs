@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::channel::{Channel, Stream, socket_pair};
 use crate::console::Console;
+use crate::dns::Relay;
 use crate::failure::{End, Failure, Part, diagnose};
 use crate::paths::{Paths, socket_path};
 use crate::plan::Plan;
@@ -76,6 +77,7 @@ pub struct Vm {
     pub launched_ns: u64,
     pidfds: Vec<Arc<OwnedFd>>,
     network: Mutex<Option<Network>>,
+    relay: Mutex<Option<Relay>>,
     // The processor counts as taken while the machine runs.
     _lease: Option<CpuLease>,
     // Holds the driver's own lease and its way to the hypervisor.
@@ -226,6 +228,7 @@ impl Vm {
             launched_ns,
             pidfds,
             network: Mutex::new(network),
+            relay: Mutex::new(None),
             _lease: lease,
             _machine: hypervisor,
         })
@@ -237,6 +240,7 @@ impl Vm {
         for pidfd in self.pidfds.iter().rev() {
             kill(pidfd);
         }
+        drop(self.lock_relay().take());
         let network = self.lock_network().take();
         if let Some(network) = network {
             // Its taps are gone with the device process; this frees the engine's interfaces.
@@ -257,6 +261,15 @@ impl Vm {
                 let _ = fd.readable().await;
             }
         }
+    }
+
+    /// Keeps the relay for name servers as long as the machine runs.
+    pub fn keep_relay(&self, relay: Relay) {
+        *self.lock_relay() = Some(relay);
+    }
+
+    fn lock_relay(&self) -> std::sync::MutexGuard<'_, Option<Relay>> {
+        self.relay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_network(&self) -> std::sync::MutexGuard<'_, Option<Network>> {

@@ -4,6 +4,7 @@ use bulkhead_agent_api::StartFailure;
 use ttrpc::{Code, get_status};
 
 use crate::container::{ContainerError, Failure, FailureKind};
+use crate::dns::DnsError;
 use crate::end::Chain;
 use crate::network::NetworkError;
 use crate::process::ProcessError;
@@ -46,6 +47,9 @@ pub enum RpcError {
     /// The network could not be configured.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// Name servers cannot be stood in for.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
     /// The streams could not be made.
     #[error(transparent)]
     Stream(#[from] StreamError),

@@ -156,7 +156,7 @@ impl Agent for Service {
     }
 
     async fn configure_network(&self, _: &TtrpcContext, request: NetworkRequest) -> Answer<Empty> {
-        Ok(network::configure(&request)?)
+        Ok(network::configure(&request).await?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {

@@ -1,6 +1,7 @@
 //! Splits a bundle into what the guest is told and what the host shares with it.
 
 mod kernel_files;
+mod name_servers;
 pub(crate) mod own_kernel;
 mod source;
 
@@ -11,6 +12,7 @@ use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources, Mount, Proces
 
 use crate::bundle::{Bundle, BundleError};
 use crate::id::check_id;
+pub use name_servers::loopback_name_servers;
 use source::Sources;
 
 /// Where the guest mounts the shared file system.

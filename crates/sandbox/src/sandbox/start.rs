@@ -1,6 +1,7 @@
 //! `start`: a created process runs, and is followed to its end.
 
 use super::*;
+use crate::dns::Relay;
 use crate::network;
 
 impl Sandbox {
@@ -18,7 +19,7 @@ impl Sandbox {
             return Err(self.wrong_state("start", process.status()));
         }
         let began = now_ns();
-        let started = self.start_in_guest(&vm, exec_id).await;
+        let started = self.start_in_guest(&vm, &plan, exec_id).await;
         let answer = match started {
             Ok(answer) => answer,
             Err(error) if exec_id.is_empty() => {
@@ -63,10 +64,11 @@ impl Sandbox {
     async fn start_in_guest(
         &self,
         vm: &Vm,
+        plan: &Plan,
         exec_id: &str,
     ) -> Result<messages::ProcessResponse, SandboxError> {
         if exec_id.is_empty() {
-            self.complete_network(vm).await?;
+            self.complete_network(vm, plan).await?;
         }
         let request = self.process_request(exec_id);
         let call = vm.agent.start(Context::default(), &request);
@@ -74,13 +76,17 @@ impl Sandbox {
     }
 
     /// Tells the guest what came to the container's network after it was created.
-    async fn complete_network(&self, vm: &Vm) -> Result<(), SandboxError> {
-        let Some(update) = vm.refresh_network()? else {
+    async fn complete_network(&self, vm: &Vm, plan: &Plan) -> Result<(), SandboxError> {
+        let update = vm.refresh_network()?;
+        let resolvers = relay_names(vm, plan)?;
+        if update.is_none() && resolvers.is_empty() {
             return Ok(());
-        };
+        }
+        let update = update.unwrap_or_default();
         let request = messages::NetworkRequest {
             interfaces: update.changes.iter().map(network::message).collect(),
             unused: update.unused.iter().map(|card| card.to_vec()).collect(),
+            resolvers,
             ..Default::default()
         };
         let call = vm.agent.configure_network(Context::default(), &request);
@@ -179,4 +185,23 @@ impl Sandbox {
         self.tear_down(vm).await;
         self.finish_unless_held().await;
     }
+}
+
+/// Lets the guest ask the name servers that only the container's namespace has. An engine may have
+/// written their addresses after the container was created.
+fn relay_names(vm: &Vm, plan: &Plan) -> Result<Vec<messages::Resolver>, SandboxError> {
+    let Some(netns) = &plan.netns else {
+        return Ok(Vec::new());
+    };
+    let servers = bulkhead_oci::loopback_name_servers(&plan.bundle, &plan.guest);
+    let servers = servers.unwrap_or_else(|error| {
+        tracing::warn!("Failed to read the container's resolv.conf: {error}");
+        Vec::new()
+    });
+    if servers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (relay, resolvers) = Relay::start(netns, &servers, &vm.channel)?;
+    vm.keep_relay(relay);
+    Ok(resolvers)
 }

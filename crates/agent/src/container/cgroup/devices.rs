@@ -5,8 +5,14 @@ use std::os::fd::BorrowedFd;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::bpf::{self, Instruction};
+use crate::bpf::{self, Instruction, Kind};
 use crate::container::ContainerError;
+
+/// `BPF_PROG_TYPE_CGROUP_DEVICE` and `BPF_CGROUP_DEVICE`.
+const KIND: Kind = Kind {
+    program: 15,
+    attach: 6,
+};
 
 /// `BPF_DEVCG_ACC_*` and `BPF_DEVCG_DEV_*` of linux/bpf.h.
 const MKNOD: u32 = 1;
@@ -187,7 +193,7 @@ fn rule_block(rule: &Rule) -> Vec<Instruction> {
 impl Filter {
     /// Loads the program and binds it to the group.
     pub fn attach(&self, group: BorrowedFd<'_>) -> Result<(), ContainerError> {
-        bpf::attach_device_program(&self.program, group).map_err(|error| {
+        bpf::attach(KIND, "devices", &self.program, group).map_err(|error| {
             if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) {
                 return ContainerError::unsupported(
                     FIELD,
@@ -233,7 +239,7 @@ mod tests {
 
     fn decides(rules: &[Rule], kind: u32, major: u32, minor: u32, access: u32) -> bool {
         let context = [(access << 16) | kind, major, minor];
-        bpf::interpret(&compile(rules), &context) == 1
+        bpf::interpret(&compile(rules), &mut context.clone(), 0) == 1
     }
 
     fn rule() -> impl Strategy<Value = Rule> {
@@ -280,7 +286,8 @@ mod tests {
         let filter = plan(&rules).unwrap().unwrap();
 
         let decide = |kind, major, minor, access: u32| {
-            bpf::interpret(&filter.program, &[(access << 16) | kind, major, minor]) == 1
+            let mut context = [(access << 16) | kind, major, minor];
+            bpf::interpret(&filter.program, &mut context, 0) == 1
         };
         assert!(decide(CHAR, 10, 229, READ | WRITE), "allowed by rule");
         assert!(decide(CHAR, 1, 3, READ | WRITE), "the null device");

@@ -1,6 +1,5 @@
 //! The container's control group (cgroup v2).
 
-mod bpf;
 pub mod devices;
 pub mod limits;
 mod stats;

@@ -1,5 +1,5 @@
-//! The few instructions of eBPF that a device filter is made of, and the two
-//! system calls that put it to work (linux/bpf.h).
+//! The few instructions of eBPF that the agent's programs are made of, and the two
+//! system calls that put them to work (linux/bpf.h).
 
 use std::{
     ffi::c_uint,
@@ -17,6 +17,8 @@ pub enum Register {
     R3,
     R4,
     R5,
+    /// Kept across calls, unlike those before.
+    R6,
 }
 
 /// `struct bpf_insn`.
@@ -32,6 +34,11 @@ pub struct Instruction {
 
 // Class, size or source, and operation of an instruction.
 const LDX_MEM_W: u8 = 0x61;
+const STX_MEM_W: u8 = 0x63;
+const LD_IMM_DW: u8 = 0x18;
+const ALU64_MOV_X: u8 = 0xbf;
+const JMP_JNE_X: u8 = 0x5d;
+const CALL: u8 = 0x85;
 const ALU_MOV_X: u8 = 0xbc;
 const ALU_MOV_K: u8 = 0xb4;
 const ALU_AND_K: u8 = 0x54;
@@ -83,10 +90,43 @@ pub fn jump_unless_equal(register: Register, value: u32, count: usize) -> Instru
 /// Skips `count` instructions unless `register & mask` is not 0. The machine has
 /// only the opposite test, which here skips the jump that follows it.
 pub fn jump_unless_any_bit(register: Register, mask: u32, count: usize) -> [Instruction; 2] {
+    [instruction(JMP32_JSET_K, register, 0, 1, mask), jump(count)]
+}
+
+/// `*(u32 *)(to + offset) = from`
+pub const fn store_word(to: Register, offset: i16, from: Register) -> Instruction {
+    instruction(STX_MEM_W, to, from as u8, offset, 0)
+}
+
+/// `to = from`, 64 bits.
+pub const fn copy(to: Register, from: Register) -> Instruction {
+    instruction(ALU64_MOV_X, to, from as u8, 0, 0)
+}
+
+/// `to = value`, 64 bits. One instruction in two places.
+pub const fn set_long(to: Register, value: u64) -> [Instruction; 2] {
+    // Its halves.
+    #[allow(clippy::cast_possible_truncation)]
+    let (low, high) = (value as u32, (value >> 32) as u32);
     [
-        instruction(JMP32_JSET_K, register, 0, 1, mask),
-        instruction(JMP_A, Register::R0, 0, distance(count), 0),
+        instruction(LD_IMM_DW, to, 0, 0, low),
+        instruction(0, Register::R0, 0, 0, high),
     ]
+}
+
+/// `R0 = helper(R1, …)`; R1 to R5 are lost.
+pub const fn call(helper: u32) -> Instruction {
+    instruction(CALL, Register::R0, 0, 0, helper)
+}
+
+/// Skips `count` instructions unless the registers are equal in all 64 bits.
+pub fn jump_unless_same(register: Register, other: Register, count: usize) -> Instruction {
+    instruction(JMP_JNE_X, register, other as u8, distance(count), 0)
+}
+
+/// Skips `count` instructions.
+pub fn jump(count: usize) -> Instruction {
+    instruction(JMP_A, Register::R0, 0, distance(count), 0)
 }
 
 /// Ends the program; R0 is the verdict.
@@ -101,10 +141,17 @@ fn distance(count: usize) -> i16 {
 
 const BPF_PROG_LOAD: c_uint = 5;
 const BPF_PROG_ATTACH: c_uint = 8;
-const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-const BPF_CGROUP_DEVICE: u32 = 6;
 /// Groups that the container makes below may have further programs.
 const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// What a program is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// `BPF_PROG_TYPE_*`
+    pub program: u32,
+    /// `BPF_CGROUP_*`
+    pub attach: u32,
+}
 
 /// The head of `union bpf_attr` for `BPF_PROG_LOAD`; what follows may be left out.
 #[repr(C)]
@@ -132,16 +179,22 @@ struct Attach {
     flags: u32,
 }
 
-/// Loads a device filter and attaches it to a control group, whose it is from
-/// then on.
-pub fn attach_device_program(program: &[Instruction], group: BorrowedFd<'_>) -> io::Result<()> {
-    let mut name = [0; 16];
-    name.iter_mut()
-        .zip(b"devices")
-        .for_each(|(to, from)| *to = *from);
+/// Loads a program and attaches it to a control group, whose it is from then on.
+/// Of its name the first 15 bytes count.
+pub fn attach(
+    kind: Kind,
+    name: &str,
+    program: &[Instruction],
+    group: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let mut padded = [0; 16];
+    padded
+        .iter_mut()
+        .zip(name.bytes().take(15))
+        .for_each(|(to, from)| *to = from);
     let license = c"Apache-2.0";
     let load = Load {
-        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        kind: kind.program,
         instruction_count: u32::try_from(program.len())
             .map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
         instructions: program.as_ptr().expose_provenance() as u64,
@@ -151,9 +204,9 @@ pub fn attach_device_program(program: &[Instruction], group: BorrowedFd<'_>) -> 
         log_buffer: 0,
         kernel_version: 0,
         flags: 0,
-        name,
+        name: padded,
         interface: 0,
-        attach_kind: BPF_CGROUP_DEVICE,
+        attach_kind: kind.attach,
     };
     // SAFETY: the structure has the layout of its command and points to instructions and
     // a string that outlive the call.
@@ -163,7 +216,7 @@ pub fn attach_device_program(program: &[Instruction], group: BorrowedFd<'_>) -> 
     let attach = Attach {
         target: group.as_raw_fd().unsigned_abs(),
         program: loaded.as_raw_fd().unsigned_abs(),
-        kind: BPF_CGROUP_DEVICE,
+        kind: kind.attach,
         flags: BPF_F_ALLOW_MULTI,
     };
     // SAFETY: the structure has the layout of its command and holds no pointers.
@@ -188,28 +241,39 @@ unsafe fn bpf<T>(command: c_uint, attributes: &T) -> io::Result<i32> {
     }
 }
 
-/// Runs a program as the kernel does, on the words of its context.
+/// Runs a program as the kernel does, on the words of its context; its calls return `answer`.
 #[cfg(test)]
-pub fn interpret(program: &[Instruction], context: &[u32]) -> u32 {
-    let mut registers = [0_u32; 6];
+pub fn interpret(program: &[Instruction], context: &mut [u32], answer: u64) -> u32 {
+    let mut registers = [0_u64; 7];
     let mut at = 0_usize;
+    let low = |value: u64| u32::try_from(value & 0xffff_ffff).unwrap();
     loop {
         let instruction = program[at];
         let to = usize::from(instruction.registers & 0xf);
         let from = usize::from(instruction.registers >> 4);
         let skip = usize::try_from(instruction.offset).unwrap();
+        let immediate = instruction.immediate;
+        let value = low(registers[to]);
         at += 1;
         match instruction.code {
-            LDX_MEM_W => registers[to] = context[skip / 4],
-            ALU_MOV_X => registers[to] = registers[from],
-            ALU_MOV_K => registers[to] = instruction.immediate,
-            ALU_AND_K => registers[to] &= instruction.immediate,
-            ALU_RSH_K => registers[to] >>= instruction.immediate,
-            JMP32_JNE_K if registers[to] != instruction.immediate => at += skip,
-            JMP32_JSET_K if registers[to] & instruction.immediate != 0 => at += skip,
+            LDX_MEM_W => registers[to] = context[skip / 4].into(),
+            STX_MEM_W => context[skip / 4] = low(registers[from]),
+            LD_IMM_DW => {
+                registers[to] = u64::from(immediate) | u64::from(program[at].immediate) << 32;
+                at += 1;
+            }
+            ALU64_MOV_X => registers[to] = registers[from],
+            ALU_MOV_X => registers[to] = low(registers[from]).into(),
+            ALU_MOV_K => registers[to] = immediate.into(),
+            ALU_AND_K => registers[to] = (value & immediate).into(),
+            ALU_RSH_K => registers[to] = (value >> immediate).into(),
+            CALL => registers[0] = answer,
+            JMP_JNE_X if registers[to] != registers[from] => at += skip,
+            JMP32_JNE_K if value != immediate => at += skip,
+            JMP32_JSET_K if value & immediate != 0 => at += skip,
             JMP_A => at += skip,
-            JMP32_JNE_K | JMP32_JSET_K => {}
-            EXIT => return registers[0],
+            JMP_JNE_X | JMP32_JNE_K | JMP32_JSET_K => {}
+            EXIT => return low(registers[0]),
             code => panic!("no such instruction: {code:#x}"),
         }
     }
