@@ -78,7 +78,7 @@ fn program_of_an_unknown_format_is_reported_as_126_after_the_gate() {
         "{outcome:?}"
     );
     assert!(
-        outcome.failure().contains("Exec format error"),
+        outcome.failure().contains("exec format error"),
         "{outcome:?}"
     );
 }
