@@ -81,7 +81,8 @@ const MOUNT_OPTIONS: &[&str] = &[
 ];
 
 fn features() -> Value {
-    let mut capabilities: Vec<String> = all_capabilities().map(|one| one.to_string()).collect();
+    let mut capabilities: Vec<String> =
+        all_capabilities().map(|one| format!("CAP_{one}")).collect();
     capabilities.sort();
     json!({
         "ociVersionMin": "1.0.0",
