@@ -27,6 +27,7 @@ pub struct Process {
 #[derive(Debug)]
 struct Inner {
     status: Status,
+    before: Status,
     pid: u32,
     size: (u32, u32),
     streams: Vec<Stream>,
@@ -44,6 +45,7 @@ impl Process {
             exit: watch::channel(None).0,
             inner: Mutex::new(Inner {
                 status: Status::Creating,
+                before: Status::Creating,
                 pid: 0,
                 size: (0, 0),
                 streams: Vec::new(),
@@ -68,7 +70,15 @@ impl Process {
 
     /// Notes a change of state.
     pub fn set_status(&self, status: Status) {
-        self.lock().status = status;
+        let mut inner = self.lock();
+        inner.before = inner.status;
+        inner.status = status;
+    }
+
+    /// Where it stood when it was paused.
+    #[must_use]
+    pub fn before_pause(&self) -> Status {
+        self.lock().before
     }
 
     /// PID in the guest, 0 before it is created.

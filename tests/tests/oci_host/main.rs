@@ -32,6 +32,7 @@ bundle_suite! {
         created_container_is_deleted_without_force,
         signal_to_an_ended_container_is_answered_in_the_words_engines_look_for,
         processes_as_json_are_those_of_the_host,
+        created_container_takes_a_process_and_can_be_paused,
         start_container_hook_runs_in_the_container;
     ours:
         limits_of_memory_and_processes_leave_room_for_the_machine,

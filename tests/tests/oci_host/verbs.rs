@@ -289,4 +289,21 @@ pub fn processes_as_json_are_those_of_the_host(test: &Test) {
     let pids = made.with("ps", &["--format", "json"]).json();
 
     assert_eq!(pids, json!([made.pid()]));
+    made.kill("KILL");
+    let table = made.verb("ps", &[]);
+    assert_eq!(table.text().lines().count(), 1, "{table}");
+}
+
+pub fn created_container_takes_a_process_and_can_be_paused(test: &Test) {
+    let made = Made::of(test, &limited(test, json!({}))).create();
+
+    assert_eq!(made.sh("hostname"), "box");
+    made.verb("pause", &[]).expect_code(0);
+    assert_eq!(made.state()["status"], "paused");
+    made.verb("start", &[]).expect_code(1);
+    made.verb("resume", &[]).expect_code(0);
+    assert_eq!(made.state()["status"], "created");
+
+    let made = made.start();
+    assert_eq!(made.state()["status"], "running");
 }

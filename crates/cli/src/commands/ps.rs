@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 use bulkhead_agent_api::messages::Process;
+use bulkhead_sandbox::paths::Paths;
+use bulkhead_sandbox::state::Status;
 use bulkhead_sandbox::timeline::printable;
 use clap::ValueEnum;
 use containerd_shim_protos::api::{PidsRequest, ProcessInfo};
@@ -32,18 +34,11 @@ enum Format {
 
 pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
     let paths = common::paths(globals, &args.id)?;
-    let processes = common::block_on(async {
-        let client = common::connect(&paths)?;
-        let request = PidsRequest {
-            id: args.id.clone(),
-            ..Default::default()
-        };
-        let answer = client
-            .pids(Context::default(), &request)
-            .await
-            .map_err(CommandError::rpc(&args.id))?;
-        Ok(answer.processes)
-    })?;
+    // As runc: what has ended has no processes, and that is no error.
+    let processes = match common::state(&paths)?.status {
+        Status::Stopped => Vec::new(),
+        _ => ask(args, &paths)?,
+    };
     let in_guest = |process: &&ProcessInfo| process.info.is_some();
     if args.format == Format::Json {
         // An engine looks these up on the host.
@@ -65,6 +60,21 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
     }
     print!("{}", columns(&rows));
     Ok(ExitCode::SUCCESS)
+}
+
+fn ask(args: &Args, paths: &Paths) -> Result<Vec<ProcessInfo>, CommandError> {
+    common::block_on(async {
+        let client = common::connect(paths)?;
+        let request = PidsRequest {
+            id: args.id.clone(),
+            ..Default::default()
+        };
+        let answer = client
+            .pids(Context::default(), &request)
+            .await
+            .map_err(CommandError::rpc(&args.id))?;
+        Ok(answer.processes)
+    })
 }
 
 /// The guest names its processes; nothing of that may drive our terminal.

@@ -15,7 +15,8 @@ impl Sandbox {
         stdio: Stdio,
     ) -> Result<(), SandboxError> {
         let init = self.process(id, "")?;
-        if init.status() != Status::Running {
+        // As runc: the container is there as soon as it is created.
+        if !matches!(init.status(), Status::Created | Status::Running) {
             return Err(self.wrong_state("exec in", init.status()));
         }
         let mut processes = lock(&self.processes);
@@ -104,17 +105,18 @@ impl Sandbox {
     /// Freezes (or thaws) the container.
     ///
     /// # Errors
-    /// When it is not running (paused), or the agent refuses.
+    /// When it is in no state for it, or the agent refuses.
     pub async fn pause(&self, id: &str, thaw: bool) -> Result<(), SandboxError> {
         let init = self.process(id, "")?;
         let _one_at_a_time = self.verb.lock().await;
-        let (verb, from, to) = if thaw {
-            ("resume", Status::Paused, Status::Running)
+        let now = init.status();
+        let (verb, possible) = if thaw {
+            ("resume", now == Status::Paused)
         } else {
-            ("pause", Status::Running, Status::Paused)
+            ("pause", matches!(now, Status::Created | Status::Running))
         };
-        if init.status() != from {
-            return Err(self.wrong_state(verb, init.status()));
+        if !possible {
+            return Err(self.wrong_state(verb, now));
         }
         let (vm, _) = self.machine().await?;
         let request = messages::ContainerRequest {
@@ -129,6 +131,11 @@ impl Sandbox {
             self.ask(&vm, verb, vm.agent.pause(context, &request))
                 .await?;
         }
+        let to = if thaw {
+            init.before_pause()
+        } else {
+            Status::Paused
+        };
         init.set_status(to);
         self.update(|state| state.status = to)
     }
