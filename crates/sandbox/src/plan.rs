@@ -106,6 +106,9 @@ impl Plan {
     pub fn make(request: &Request) -> Result<Self, PlanError> {
         let config = Config::load()?;
         let bundle = Bundle::load(&request.bundle)?;
+        for warning in &bundle.warnings {
+            tracing::warn!("{warning}");
+        }
         let annotations = own_annotations(&bundle, &config)?;
         let guest = bulkhead_oci::guest_plan(request.id.as_str(), &bundle)?;
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_agent_api::messages;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 
 use crate::channel::Stream;
@@ -139,11 +140,13 @@ impl Process {
     pub fn release(&self) {
         let exit = self.exit.borrow().clone();
         let standin = self.lock().standin.take();
-        if let (Some((_, life)), Some(exit)) = (standin, exit) {
-            life.end(match exit.signal {
-                0 => End::Code(exit.code),
-                signal => End::Signal(signal),
-            });
+        if let (Some((pid, life)), Some(exit)) = (standin, exit) {
+            match exit.signal {
+                0 => life.end(End::Code(exit.code)),
+                // The first process of a PID namespace cannot do that to itself.
+                SIGKILL if kill(pid) => {}
+                signal => life.end(End::Signal(signal)),
+            }
         }
     }
 
@@ -162,6 +165,14 @@ impl Process {
             },
         }
     }
+}
+
+const SIGKILL: u32 = 9;
+
+/// Kills a stand-in, which is there as long as it was not told its end.
+fn kill(standin: u32) -> bool {
+    let pid = i32::try_from(standin).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
 }
 
 /// Turns the agent's answer into ours.

@@ -163,6 +163,29 @@ impl Sandbox {
         });
     }
 
+    /// Waits in the background for the end of a container whose program was never started, which was
+    /// sent a signal.
+    pub(super) fn follow_created(self: &Arc<Self>, vm: Arc<Vm>, process: Arc<Process>) {
+        let sandbox = self.clone();
+        tokio::spawn(async move {
+            let request = sandbox.process_request(&process.exec_id);
+            let call = vm.agent.wait(Context::default(), &request);
+            // The machine's end is seen elsewhere.
+            let Ok(response) = sandbox.ask(&vm, "wait for the process", call).await else {
+                return;
+            };
+            let one_at_a_time = sandbox.verb.lock().await;
+            // If it was started in the meantime, it is followed already.
+            let ended = process.status() == Status::Created;
+            drop(one_at_a_time);
+            if ended {
+                sandbox
+                    .process_ended(&vm, &process, exit_of(&response))
+                    .await;
+            }
+        });
+    }
+
     async fn process_ended(self: &Arc<Self>, vm: &Arc<Vm>, process: &Arc<Process>, exit: Exit) {
         if !process.exec_id.is_empty() {
             process.ended(exit);

@@ -42,7 +42,7 @@ impl Sandbox {
     /// # Errors
     /// When the process has ended or the agent cannot deliver it.
     pub async fn kill(
-        &self,
+        self: &Arc<Self>,
         id: &str,
         exec_id: &str,
         signal: u32,
@@ -64,7 +64,13 @@ impl Sandbox {
         let call = vm.agent.signal(Context::default(), &request);
         let call = self.ask(&vm, "signal the process", call);
         match tokio::time::timeout(KILL_TIMEOUT, call).await {
-            Ok(answer) => answer.map(|_| ()),
+            Ok(answer) => {
+                answer?;
+                if exec_id.is_empty() && process.status() == Status::Created {
+                    self.follow_created(vm, process);
+                }
+                Ok(())
+            }
             Err(_elapsed) if signal == SIGKILL && exec_id.is_empty() => {
                 vm.kill().await;
                 Ok(())
