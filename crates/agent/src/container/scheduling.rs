@@ -8,10 +8,13 @@ use oci_spec::runtime::{
 };
 
 use super::{
-    ContainerError,
+    ContainerError, Failure,
     failure::{During, Step},
     sys,
 };
+
+/// See personality(2).
+const PER_LINUX32: u32 = 0x0008;
 
 /// How the kernel is to schedule the process.
 #[derive(Default)]
@@ -67,10 +70,20 @@ impl Scheduling {
             };
             result
                 .during(|| "set the personality".to_owned())
+                .and_then(|()| shows_as(domain))
                 .map_err(|failure| failure.with_field("linux.personality"))?;
         }
         Ok(())
     }
+}
+
+/// A kernel without a 32-bit mode takes the personality, and goes on to name the 64-bit machine.
+fn shows_as(domain: u32) -> Step {
+    if domain == PER_LINUX32 && rustix::system::uname().machine() != c"i686" {
+        let text = "be a 32-bit machine: this guest kernel has no 32-bit mode, use one that has";
+        return Err(Failure::plain(text));
+    }
+    Ok(())
 }
 
 fn cpu(spec: &Scheduler) -> Result<libc::sched_attr, ContainerError> {
@@ -146,6 +159,6 @@ fn domain(spec: &LinuxPersonality) -> Result<u32, ContainerError> {
     }
     Ok(match spec.domain() {
         LinuxPersonalityDomain::PerLinux => 0x0000,
-        LinuxPersonalityDomain::PerLinux32 => 0x0008,
+        LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
     })
 }

@@ -24,6 +24,8 @@ pub struct Bundle {
     pub spec: Spec,
     /// The root file system on the host, absolute and without links.
     pub rootfs: PathBuf,
+    /// What was left out of the configuration without harm, for the log.
+    pub warnings: Vec<String>,
 }
 
 impl Bundle {
@@ -37,8 +39,9 @@ impl Bundle {
     /// [`BundleError`] names the file or the field, the cause and the remedy on one line.
     pub fn load(dir: &Path) -> Result<Self, BundleError> {
         let dir = open_dir(dir)?;
-        let spec = read::config(&dir)?;
-        Self::checked(dir, spec)
+        let (spec, warnings) = read::config(&dir)?;
+        let bundle = Self::checked(dir, spec)?;
+        Ok(Self { warnings, ..bundle })
     }
 
     /// Makes a bundle of a configuration that is not in a file, with the same checks as
@@ -58,7 +61,7 @@ impl Bundle {
     ///
     /// [`BundleError`] as in [`Bundle::load`]; `path` is only named in messages.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Spec, BundleError> {
-        let spec = read::parse(path, json)?;
+        let (spec, _) = read::parse(path, json)?;
         check::spec(&spec)?;
         refused(&spec)?;
         Ok(spec)
@@ -68,7 +71,12 @@ impl Bundle {
         check::spec(&spec)?;
         refused(&spec)?;
         let rootfs = resolve_rootfs(&dir, &spec)?;
-        Ok(Self { dir, spec, rootfs })
+        Ok(Self {
+            dir,
+            spec,
+            rootfs,
+            warnings: Vec::new(),
+        })
     }
 }
 

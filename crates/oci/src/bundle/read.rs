@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Capability, Mount, Spec};
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::error::Category;
 
 use super::{BundleError, Problem};
@@ -18,7 +19,7 @@ use crate::text::one_line;
 pub const MAX_CONFIG_BYTES: u64 = 3 << 20;
 
 /// Reads and parses `<dir>/config.json`.
-pub(super) fn config(dir: &Path) -> Result<Spec, BundleError> {
+pub(super) fn config(dir: &Path) -> Result<(Spec, Vec<String>), BundleError> {
     let path = dir.join("config.json");
     let unreadable = |source| BundleError::ConfigUnreadable {
         path: path.clone(),
@@ -61,18 +62,63 @@ fn read_bounded(file: &File, expected: u64) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Parses a configuration. The quick way first; only if that fails, once more with
-/// the path to the culprit kept.
-pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Spec, BundleError> {
+/// the path to the culprit kept. With the configuration come warnings of what was left out of it.
+pub(super) fn parse(path: &Path, json: &[u8]) -> Result<(Spec, Vec<String>), BundleError> {
     if !fits(json) {
         return Err(BundleError::TooLarge {
             path: path.into(),
             limit: MAX_CONFIG_BYTES,
         });
     }
-    match serde_json::from_slice::<Spec>(json) {
-        Ok(spec) => Ok(spec),
-        Err(error) => Err(explain(path, json, &error)),
+    let (mut spec, warnings) = match serde_json::from_slice::<Spec>(json) {
+        Ok(spec) => (spec, Vec::new()),
+        Err(error) => match without_unknown_capabilities(json) {
+            Some(read) => read,
+            None => return Err(explain(path, json, &error)),
+        },
+    };
+    destinations_from_root(&mut spec);
+    Ok((spec, warnings))
+}
+
+/// The configuration without capabilities that nobody knows, which must not keep a container from
+/// being made (config.md, Linux Process); none if something else is wrong, too.
+fn without_unknown_capabilities(json: &[u8]) -> Option<(Spec, Vec<String>)> {
+    let mut config: Value = serde_json::from_slice(json).ok()?;
+    let mut warnings = Vec::new();
+    let sets = config.pointer_mut("/process/capabilities")?;
+    for (set, names) in sets.as_object_mut()? {
+        names.as_array_mut()?.retain(|name| {
+            let known = Capability::deserialize(name).is_ok();
+            if let (false, Some(name)) = (known, name.as_str()) {
+                let (set, name) = (one_line(set), one_line(name));
+                warnings.push(format!(
+                    "Left process.capabilities.{set} without {name}, which is not known"
+                ));
+            }
+            known || !name.is_string()
+        });
     }
+    Some((serde_json::from_value(config).ok()?, warnings))
+}
+
+/// A relative destination of a mount is relative to the root (config.md, Mounts).
+fn destinations_from_root(spec: &mut Spec) {
+    let Some(mounts) = spec.mounts() else { return };
+    let relative = |mount: &Mount| {
+        let path = mount.destination();
+        path.is_relative() && !path.as_os_str().is_empty()
+    };
+    if !mounts.iter().any(relative) {
+        return;
+    }
+    let mut mounts = mounts.clone();
+    for mount in &mut mounts {
+        if relative(mount) {
+            mount.set_destination(Path::new("/").join(mount.destination()));
+        }
+    }
+    spec.set_mounts(Some(mounts));
 }
 
 fn fits(json: &[u8]) -> bool {

@@ -222,10 +222,6 @@ fn parse_wrong_type_names_the_field() {
         ),
         &["process.rlimits[0].type", "RLIMIT_FILES", "RLIMIT_NOFILE"],
     );
-    assert_has(
-        &message_with("/process/capabilities", json!({"bounding": ["CAP_FLY"]})),
-        &["process.capabilities.bounding[0]", "CAP_FLY"],
-    );
 }
 
 #[test]
@@ -327,8 +323,8 @@ fn check_values_out_of_shape_are_named() {
     );
     assert_has(&message_with("/hostname", json!("a b")), &["hostname"]);
     assert_has(
-        &message_with("/mounts/0", json!({"destination": "p", "type": "proc"})),
-        &["mounts[0].destination", "absolute"],
+        &message_with("/mounts/0", json!({"destination": "", "type": "proc"})),
+        &["mounts[0].destination", "empty"],
     );
     assert_has(
         &message_with("/mounts/0", json!({"destination": "/p"})),
@@ -389,6 +385,20 @@ fn check_values_out_of_shape_are_named() {
             json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [], "action": "SCMP_ACT_KILL"}]}),
         ),
         &["linux.seccomp.syscalls[0].names"],
+    );
+    assert_has(
+        &message_with(
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_KILL", "errnoRet": 1}]}),
+        ),
+        &["linux.seccomp.syscalls[0].errnoRet", "SCMP_ACT_ERRNO"],
+    );
+    assert_has(
+        &message_with(
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1}),
+        ),
+        &["linux.seccomp.defaultErrnoRet"],
     );
 }
 
@@ -539,4 +549,32 @@ proptest! {
             prop_assert!(message.len() < 2000, "{}", message);
         }
     }
+}
+
+#[test]
+fn parse_relative_destination_is_below_the_root() {
+    let mut config = minimal();
+    config["mounts"] = json!([{"destination": "a/b", "type": "tmpfs", "source": "tmpfs"}]);
+
+    let spec = Bundle::parse(Path::new("config.json"), config.to_string().as_bytes()).unwrap();
+
+    let mounts = spec.mounts().as_ref().unwrap();
+    assert_eq!(mounts[0].destination(), Path::new("/a/b"));
+}
+
+#[test]
+fn parse_unknown_capability_is_left_out_with_a_warning() {
+    let mut config = minimal();
+    let set = json!(["CAP_CHOWN", "CAP_TIME_TRAVEL"]);
+    config["process"]["capabilities"] =
+        json!({"bounding": set, "permitted": set, "effective": set});
+
+    let (spec, warnings) =
+        super::read::parse(Path::new("config.json"), config.to_string().as_bytes()).unwrap();
+
+    let process = spec.process().as_ref().unwrap();
+    let capabilities = process.capabilities().as_ref().unwrap();
+    assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 1);
+    assert_eq!(warnings.len(), 3);
+    assert!(warnings[0].contains("CAP_TIME_TRAVEL"), "{warnings:?}");
 }

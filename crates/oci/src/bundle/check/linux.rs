@@ -5,7 +5,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{
     Linux, LinuxCpu, LinuxDevice, LinuxDeviceType, LinuxMemory, LinuxNamespace, LinuxNamespaceType,
-    LinuxResources, LinuxSeccomp,
+    LinuxResources, LinuxSeccomp, LinuxSeccompAction,
 };
 
 use super::{Checked, Problem, fail, in_range, inside_path, no_nul};
@@ -246,6 +246,9 @@ fn seccomp(filter: &LinuxSeccomp) -> Checked {
             0..=ERRNO_MAX,
             errno_words,
         )?;
+        has_errno(filter.default_action(), || {
+            "linux.seccomp.defaultErrnoRet".into()
+        })?;
     }
     for (index, rule) in filter.syscalls().iter().flatten().enumerate() {
         let field = |name: &str| format!("linux.seccomp.syscalls[{index}].{name}");
@@ -257,6 +260,7 @@ fn seccomp(filter: &LinuxSeccomp) -> Checked {
         }
         if let Some(errno) = rule.errno_ret() {
             in_range(|| field("errnoRet"), errno, 0..=ERRNO_MAX, errno_words)?;
+            has_errno(rule.action(), || field("errnoRet"))?;
         }
         for (at, argument) in rule.args().iter().flatten().enumerate() {
             let words = "between 0 and 5";
@@ -269,4 +273,18 @@ fn seccomp(filter: &LinuxSeccomp) -> Checked {
         }
     }
     Ok(())
+}
+
+/// Only some actions have an errno (config-linux.md, Seccomp).
+fn has_errno(action: LinuxSeccompAction, field: impl FnOnce() -> String) -> Checked {
+    use LinuxSeccompAction::{ScmpActErrno, ScmpActTrace};
+    if matches!(action, ScmpActErrno | ScmpActTrace) {
+        return Ok(());
+    }
+    fail(
+        field(),
+        Problem::Malformed(
+            "belongs to an action without one; remove it, or use SCMP_ACT_ERRNO or SCMP_ACT_TRACE",
+        ),
+    )
 }
