@@ -1,6 +1,8 @@
 //! Debian packages that the build and the suites need.
 
 use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -19,8 +21,8 @@ pub enum Purpose {
     Everything,
 }
 
-/// Package and the purpose that needs it. None of them starts a service, so no
-/// policy for services is needed while they are installed.
+/// Package and the purpose that needs it. Some would start a service, which is
+/// forbidden while they are installed: the suites start what they need themselves.
 const PACKAGES: &[(&str, Purpose)] = &[
     // The kernel's build.
     ("bc", Purpose::Build),
@@ -44,6 +46,19 @@ const PACKAGES: &[(&str, Purpose)] = &[
     ("runc", Purpose::Everything),
     ("skopeo", Purpose::Everything),
     ("umoci", Purpose::Everything),
+    // Container engines, and what they call.
+    ("aardvark-dns", Purpose::Everything),
+    ("buildah", Purpose::Everything),
+    ("catatonit", Purpose::Everything),
+    ("conmon", Purpose::Everything),
+    ("containerd", Purpose::Everything),
+    ("containernetworking-plugins", Purpose::Everything),
+    ("docker.io", Purpose::Everything),
+    ("iproute2", Purpose::Everything),
+    ("iptables", Purpose::Everything),
+    ("netavark", Purpose::Everything),
+    ("nftables", Purpose::Everything),
+    ("podman", Purpose::Everything),
 ];
 
 /// Installs what is missing for `purpose`; does nothing, in a few
@@ -114,12 +129,47 @@ fn install(missing: &[String]) -> Result<()> {
         apt
     };
     run(&mut apt(&["update"])).context("Cannot refresh the package lists")?;
+    let _policy = NoServices::new()?;
     run(apt(&["install", "--no-install-recommends"]).args(missing)).with_context(|| {
         format!(
             "Cannot install {list}; linux-source-6.12 comes from bookworm-security, \
              which has to be among the apt sources"
         )
     })
+}
+
+/// While this lives, packages that are installed start no service.
+struct NoServices {
+    /// What said so before.
+    before: Option<Vec<u8>>,
+}
+
+impl NoServices {
+    const PATH: &str = "/usr/sbin/policy-rc.d";
+    /// 101 is "action forbidden by policy", see invoke-rc.d(8).
+    const POLICY: &str = "#!/bin/sh\nexit 101\n";
+
+    fn new() -> Result<Self> {
+        let before = fs::read(Self::PATH).ok();
+        let written = fs::write(Self::PATH, Self::POLICY)
+            .and_then(|()| fs::set_permissions(Self::PATH, Permissions::from_mode(0o755)));
+        let policy = Self { before };
+        written.with_context(|| format!("Cannot write {}", Self::PATH))?;
+        Ok(policy)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        let restored = match &self.before {
+            // The mode is still that of an executable.
+            Some(text) => fs::write(Self::PATH, text),
+            None => fs::remove_file(Self::PATH),
+        };
+        if let Err(error) = restored {
+            eprintln!("setup: Cannot restore {}: {error}", Self::PATH);
+        }
+    }
 }
 
 fn print_versions(wanted: &[&str]) -> Result<()> {
