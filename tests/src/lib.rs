@@ -10,11 +10,16 @@
 pub mod harness;
 
 pub use harness::bundle::Bundle;
+pub use harness::console::ConsoleSocket;
 pub use harness::container::Container;
+pub use harness::created::Created;
+pub use harness::docker::Docker;
 pub use harness::driver::Driver;
+pub use harness::ground::Ground;
 pub use harness::image::Image;
 pub use harness::inventory::Inventory;
 pub use harness::invocation::{Invocation, Output};
+pub use harness::podman::Podman;
 pub use harness::product::{Product, product};
 pub use harness::pty::Pty;
 pub use harness::run::Run;

@@ -91,7 +91,7 @@ fn blob(dir: &Path, kind: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": kind, "digest": digest, "size": bytes.len() })
 }
 
-fn tar(dir: &Path) -> Vec<u8> {
+pub(super) fn tar(dir: &Path) -> Vec<u8> {
     let output = Command::new("tar")
         .args(["--numeric-owner", "-c", "-C"])
         .arg(dir)

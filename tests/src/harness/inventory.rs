@@ -137,7 +137,8 @@ pub fn traces_of(test: &Test) -> Vec<String> {
 }
 
 /// Processes with a test's directory in their arguments.
-fn processes_of(dir: &Path) -> Vec<u32> {
+#[must_use]
+pub fn processes_of(dir: &Path) -> Vec<u32> {
     let needle = format!("{}/", dir.display());
     let us = std::process::id();
     processes()
@@ -160,6 +161,31 @@ pub fn kill_all_of(dir: &Path) {
             }
         }
     }
+}
+
+/// The control groups below a parent of this name, in every hierarchy; an empty parent is removed.
+///
+/// # Panics
+/// When an empty parent cannot be removed.
+#[must_use]
+pub fn control_groups(parent: &str) -> Vec<String> {
+    let mut left = BTreeSet::new();
+    let hierarchies = list(Path::new("/sys/fs/cgroup"));
+    for dir in hierarchies.iter().map(|root| Path::new(root).join(parent)) {
+        if !dir.is_dir() {
+            continue;
+        }
+        let before = left.len();
+        // Podman leaves this one behind when it was the last.
+        let _ = fs::remove_dir(dir.join("conmon"));
+        let below = fs::read_dir(&dir).into_iter().flatten().flatten();
+        let groups = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        left.extend(groups.map(|entry| entry.path().display().to_string()));
+        if left.len() == before {
+            fs::remove_dir(&dir).unwrap();
+        }
+    }
+    left.into_iter().collect()
 }
 
 fn processes() -> Vec<u32> {

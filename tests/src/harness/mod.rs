@@ -1,11 +1,16 @@
 //! The parts of the harness, one concept a file.
 
 pub mod bundle;
+pub mod console;
 pub mod container;
+pub mod created;
+pub mod docker;
 pub mod driver;
+pub mod ground;
 pub mod image;
 pub mod inventory;
 pub mod invocation;
+pub mod podman;
 pub mod product;
 pub mod pty;
 pub mod rootfs;

@@ -156,6 +156,31 @@ impl Drop for Pty {
     }
 }
 
+/// A script that answers each line with it and the terminal's size, and ends with 5.
+pub const TALKING: &str = "tty; while read line; do echo got $line at $(stty size).; done; exit 5";
+
+/// Talks by an engine's client to such a script on a terminal of the container's.
+///
+/// # Panics
+/// When it does not answer as it should.
+pub fn talk(client: Invocation) {
+    let mut terminal = Pty::start(client, 91, 37);
+    terminal.read_until("/dev/");
+    terminal.write("some text\n");
+    terminal.read_until("got some text at");
+    // A client sets the size after the start, too, and that may overtake a later one.
+    let resized = (0..100).any(|_| {
+        terminal.resize(92, 39);
+        terminal.resize(92, 38);
+        terminal.write("now\n");
+        terminal.read_until("got now at");
+        terminal.read_until(".").contains("38 92")
+    });
+    assert!(resized, "the size did not follow");
+    terminal.write("\x04");
+    assert_eq!(terminal.wait().code(), Some(5));
+}
+
 fn set_size(terminal: &OwnedFd, columns: u16, rows: u16) {
     let size = Winsize {
         ws_col: columns,

@@ -48,6 +48,21 @@ pub fn make(dir: &Path) {
     }
 }
 
+/// Such a root file system as a tar archive.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+pub fn archive() -> &'static [u8] {
+    static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
+    ARCHIVE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = dir.path().join("rootfs");
+        make(&rootfs);
+        super::image::tar(&rootfs)
+    })
+}
+
 /// The commands of our busybox.
 fn applets() -> &'static [String] {
     static APPLETS: OnceLock<Vec<String>> = OnceLock::new();

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -190,6 +190,24 @@ impl Running {
         !self.ended && self.child.try_wait().unwrap().is_none()
     }
 
+    /// Waits for the end of its process and leaves its streams, which others may hold.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn exited(&mut self) -> ExitStatus {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            return status;
+        }
+        let until = Instant::now() + self.limit;
+        if let Some(fd) = wait::pidfd(self.pid())
+            && !wait::readable(fd.as_fd(), until)
+        {
+            let words = self.last_words("it did not end");
+            panic!("{words}");
+        }
+        self.child.wait().unwrap()
+    }
+
     /// Waits for its end; input that is still open is closed first.
     ///
     /// # Panics
@@ -208,12 +226,7 @@ impl Running {
         self.stdin = None;
         let until = Instant::now() + self.limit;
         while self.read_some(until) {}
-        let fd = wait::pidfd(self.pid()).expect("a child that was not waited for");
-        if !wait::readable(fd.as_fd(), until) {
-            let words = self.last_words("it did not end");
-            panic!("{words}");
-        }
-        let status = self.child.wait().unwrap();
+        let status = self.exited();
         self.ended = true;
         let stderr = self.stderr.take().map(JoinHandle::join);
         Output {
