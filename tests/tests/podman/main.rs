@@ -1,0 +1,71 @@
+//! Podman with our runtime: what its users do, on `uml`, a part on `qemu`, and the same tests on a peer
+//! (`peer::`, runc or the one named by `BULKHEAD_TEST_RUNTIME`), where they prove themselves.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod commands;
+mod exec;
+mod lifecycle;
+mod network;
+mod options;
+mod pods;
+mod run;
+
+use bulkhead_tests::harness::ground;
+use bulkhead_tests::harness::suite::skip;
+use bulkhead_tests::{Podman, Test};
+
+/// Makes tests of functions `fn(&Podman)`: `both` run on User-Mode Linux, QEMU and the peer, `uml` on all
+/// but QEMU. `not_yet` names what the peer does and ours does not, each with the reason; there they count
+/// as skipped.
+#[macro_export]
+macro_rules! podman_suite {
+    (
+        both: $($both:ident),* $(,)?;
+        uml: $($uml:ident),* $(,)?;
+        $(not_yet: $($missing:ident = $reason:literal),* $(,)?;)?
+    ) => {
+        mod uml {
+            $crate::podman_suite!(@run uml [$($both)* $($uml)*]);
+            $($crate::podman_suite!(@skip uml [$($missing = $reason)*]);)?
+        }
+        mod qemu {
+            $crate::podman_suite!(@run qemu [$($both)*]);
+        }
+        mod peer {
+            $crate::podman_suite!(@run peer [$($both)* $($uml)* $($($missing)*)?]);
+        }
+    };
+    (@run $driver:ident [$($test:ident)*]) => {
+        $(
+            #[test]
+            fn $test() {
+                let name = concat!("podman::", stringify!($driver), "::", stringify!($test));
+                bulkhead_tests::harness::suite::run_beside(
+                    stringify!($driver),
+                    name,
+                    |test| $crate::with_podman(test, super::$test),
+                );
+            }
+        )*
+    };
+    (@skip $driver:ident [$($test:ident = $reason:literal)*]) => {
+        $(
+            #[test]
+            fn $test() {
+                let name = concat!("podman::", stringify!($driver), "::", stringify!($test));
+                bulkhead_tests::harness::suite::skip(name, concat!("not yet: ", $reason));
+            }
+        )*
+    };
+}
+
+/// Runs a test with a Podman of its own, of which nothing may be left.
+fn with_podman(test: &Test, run: impl FnOnce(&Podman<'_>)) {
+    if let Err(reason) = ground::installed(Podman::PROGRAMS) {
+        return skip(&test.name, &reason);
+    }
+    let podman = Podman::new(test);
+    run(&podman);
+    podman.finish();
+}
