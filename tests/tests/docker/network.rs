@@ -1,0 +1,89 @@
+//! Containers with a network.
+
+use bulkhead_tests::Docker;
+
+use crate::docker_suite;
+
+docker_suite! {
+    both:
+        published_port_is_reached;
+    uml:
+        bridge_gives_an_address_and_a_route,
+        containers_reach_each_other_by_address;
+    not_yet:
+        containers_reach_each_other_by_name = "Docker's name server listens on 127.0.0.11 of the network namespace, and the guest's is another";
+}
+
+/// Answers every connection.
+const SERVING: &str = "echo ready; while :; do echo hello | nc -l -p 80; done";
+
+fn wait_until_ready(docker: &Docker, name: &str) {
+    docker
+        .command(["logs", "--follow", name])
+        .spawn()
+        .line_is("ready");
+}
+
+fn bridge_gives_an_address_and_a_route(docker: &Docker) {
+    let script =
+        "ip -4 -o address show dev eth0; ip route; cat /etc/resolv.conf | wc -l; sleep 1000";
+    let name = docker.detached(&["--network=bridge"], script);
+    let address = docker.inspect(&name)["NetworkSettings"]["IPAddress"].clone();
+    let gateway = docker.inspect(&name)["NetworkSettings"]["Gateway"].clone();
+
+    let mut logs = docker.command(["logs", "--follow", &name]).spawn();
+
+    let line = logs.line();
+    assert!(line.contains(address.as_str().unwrap()), "{line}");
+    let route = logs.line();
+    assert!(
+        route.contains(&format!("default via {}", gateway.as_str().unwrap())),
+        "{route}"
+    );
+}
+
+fn published_port_is_reached(docker: &Docker) {
+    let name = docker.detached(&["--network=bridge", "--publish", "127.0.0.1::80"], SERVING);
+    wait_until_ready(docker, &name);
+    let port = docker.docker(&["port", &name, "80/tcp"]);
+    let port = port.text().rsplit(':').next().unwrap().to_owned();
+
+    let script =
+        format!("until nc -w 5 127.0.0.1 {port} </dev/null | grep hello; do sleep 0.1; done");
+    let client = docker
+        .daemons
+        .ground()
+        .command("busybox")
+        .args(["sh", "-c", &script]);
+
+    assert_eq!(client.output().text(), "hello");
+}
+
+fn containers_reach_each_other_by_address(docker: &Docker) {
+    let server = docker.detached(&["--network=bridge"], SERVING);
+    wait_until_ready(docker, &server);
+    let address = docker.inspect(&server)["NetworkSettings"]["IPAddress"].clone();
+    let address = address.as_str().unwrap();
+
+    let script = format!("until nc -w 5 {address} 80 </dev/null | grep hello; do sleep 0.1; done");
+    let output = docker.ran(&["--network=bridge"], &script);
+
+    assert_eq!(output.text(), "hello");
+}
+
+fn containers_reach_each_other_by_name(docker: &Docker) {
+    let network = docker.test.new_id();
+    docker
+        .docker(&["network", "create", &network])
+        .expect_code(0);
+    let option = format!("--network={network}");
+    let server = docker.detached(&[&option, "--network-alias", "server"], SERVING);
+    wait_until_ready(docker, &server);
+
+    let script = "until nc -w 5 server 80 </dev/null | grep hello; do sleep 0.1; done";
+    let output = docker.ran(&[&option], script);
+
+    assert_eq!(output.text(), "hello");
+    docker.docker(&["rm", "--force", &server]).expect_code(0);
+    docker.docker(&["network", "rm", &network]).expect_code(0);
+}
