@@ -337,6 +337,8 @@ impl Drop for KillOnDrop {
     fn drop(&mut self) {
         for pidfd in &self.0 {
             kill(pidfd);
+            // It dies at once, and until it has, it holds mounts and its control group.
+            let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
         }
     }
 }

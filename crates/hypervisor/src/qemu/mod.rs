@@ -5,13 +5,15 @@ mod files;
 mod qmp;
 mod tsc;
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use bulkhead_jail::exec::ExecConfig;
 use bulkhead_jail::{Jail, Profile, Root};
 use bulkhead_kernels::Flavour;
+use rustix::fs::{Mode, OFlags};
 
 use crate::cpu::CpuLease;
 use crate::{Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
@@ -145,11 +147,25 @@ impl Driver for Qemu {
 
 /// QEMU gets connections, not addresses, where it takes them: then it needs no way to the file system.
 fn connect(path: &Path) -> Result<OwnedFd, HypervisorError> {
-    UnixStream::connect(path)
+    connect_by_name(path)
         .map(OwnedFd::from)
         .map_err(|source| HypervisorError::Host {
             step: "connect to the device process at",
             path: path.to_owned(),
             source,
         })
+}
+
+/// Connects through the socket's directory: engines have long paths for the state of containers, and a
+/// socket's address takes 107 bytes.
+fn connect_by_name(path: &Path) -> io::Result<UnixStream> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return UnixStream::connect(path);
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(parent, flags, Mode::empty())?;
+    let short = Path::new("/proc/self/fd")
+        .join(dir.as_raw_fd().to_string())
+        .join(name);
+    UnixStream::connect(short)
 }
