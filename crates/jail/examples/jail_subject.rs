@@ -55,6 +55,21 @@ fn act(action: &str, descriptors: Option<std::os::fd::OwnedFd>) {
             unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
             say("survived");
         }
+        "socket_inet" => {
+            // SAFETY: integers only.
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+            say("survived");
+        }
+        "tun_offload" => {
+            // SAFETY: integers only; standard input is no tap and refuses.
+            unsafe { libc::ioctl(0, libc::TUNSETOFFLOAD, 0) };
+            say("survived");
+        }
+        "tun_persist" => {
+            // SAFETY: as above.
+            unsafe { libc::ioctl(0, libc::TUNSETPERSIST, 1) };
+            say("survived");
+        }
         "unshare_mount" => {
             // SAFETY: integers only.
             unsafe { libc::unshare(libc::CLONE_NEWNS) };

@@ -24,8 +24,15 @@ fn socket_under_device_profile_kills() {
 }
 
 #[test]
-fn socket_under_qemu_profile_kills() {
-    assert_killed(act(Profile::Qemu, "socket"));
+fn socket_other_than_local_under_qemu_profile_kills() {
+    assert_eq!(act(Profile::Qemu, "socket").0, "survived");
+    assert_killed(act(Profile::Qemu, "socket_inet"));
+}
+
+#[test]
+fn change_of_a_tap_other_than_offloads_under_device_profile_kills() {
+    assert_eq!(act(Profile::Device, "tun_offload").0, "survived");
+    assert_killed(act(Profile::Device, "tun_persist"));
 }
 
 #[test]
