@@ -359,7 +359,9 @@ fn update_of_a_missing_container_is_an_error(subject: &Subject) {
 }
 
 fn events_has_statistics(subject: &Subject) {
-    let container = subject.running(|config| {
+    // Enough work for a clock that ticks.
+    let script = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done; echo ready; read line";
+    let container = subject.running_script(script, |config| {
         config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20 });
     });
 

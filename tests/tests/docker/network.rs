@@ -9,9 +9,8 @@ docker_suite! {
         published_port_is_reached;
     uml:
         bridge_gives_an_address_and_a_route,
-        containers_reach_each_other_by_address;
-    not_yet:
-        containers_reach_each_other_by_name = "Docker's name server listens on 127.0.0.11 of the network namespace, and the guest's is another";
+        containers_reach_each_other_by_address,
+        containers_reach_each_other_by_name;
 }
 
 /// Answers every connection.
