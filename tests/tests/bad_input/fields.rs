@@ -167,8 +167,8 @@ pub fn fields_that_cannot_be_done_refused_by_name(test: &Test) {
             (|c| remove_namespace(c, "ipc"), &["linux.namespaces", "ipc"]),
             (|c| remove_namespace(c, "uts"), &["linux.namespaces", "uts"]),
             (
-                |c| set_path(c, "network", "/proc/1/ns/net"),
-                &["/proc/1/ns/net", "host's own"],
+                |c| set_path(c, "network", "/proc/self/ns/net"),
+                &["/proc/self/ns/net", "host's own"],
             ),
             (
                 |c| set_path(c, "pid", "/proc/1/ns/pid"),
