@@ -193,7 +193,19 @@ fn processes() -> Vec<u32> {
     let names = entries.flatten().map(|entry| entry.file_name());
     names
         .filter_map(|name| name.to_str()?.parse().ok())
+        .filter(|pid| !is_exiting(*pid))
         .collect()
+}
+
+/// Whether a process has ended and the kernel only gives its memory back, which takes a machine's some
+/// milliseconds.
+fn is_exiting(pid: u32) -> bool {
+    const PF_EXITING: u64 = 4;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let flags = stat
+        .rsplit_once(") ")
+        .and_then(|(_, fields)| fields.split(' ').nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// State and parent of a process.

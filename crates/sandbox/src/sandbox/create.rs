@@ -118,6 +118,8 @@ impl Sandbox {
         self.torn_down.send_replace(true);
         if let Some(vm) = machine {
             vm.kill().await;
+            // A start that failed is in no hurry, and leaves nothing.
+            vm.gone().await;
         }
         self.keep_record(&failure);
         self.put_away().await;
