@@ -178,7 +178,7 @@ fn suite(tally: &mut Tally, cargo: &mut Command, filter: Option<&str>) -> Result
 /// Runs the few tests that failed once more, alone. On a machine that others use too a test may run
 /// into its own patience; one that passes alone is named, but does not fail the run.
 fn try_again(tally: &mut Tally, reader: &mut Reader, cargo: &Command) -> Result<()> {
-    const FEW: usize = 5;
+    const FEW: usize = 12;
     let names = reader.named().filter(|names| names.len() <= FEW);
     let names = names.map(<[String]>::to_vec).unwrap_or_default();
     for name in names {
