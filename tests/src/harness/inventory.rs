@@ -221,7 +221,9 @@ fn command_line(pid: u32) -> String {
     String::from_utf8_lossy(&bytes).replace('\0', " ")
 }
 
-fn describe(pid: u32) -> String {
+/// A process in one line.
+#[must_use]
+pub fn describe(pid: u32) -> String {
     let line: String = command_line(pid).chars().take(120).collect();
     format!("{pid} [{}] {line}", wait::command_name(pid))
 }

@@ -205,6 +205,9 @@ impl Drop for Podman<'_> {
         if std::thread::panicking() {
             let all = self.podman(&["ps", "--all"]);
             println!("{all}");
+            for pid in inventory::processes_of(self.test.dir()) {
+                println!("process {}", inventory::describe(pid));
+            }
             self.test.tell();
             let _ = self.clean();
         }
