@@ -18,6 +18,12 @@ pub enum JailError {
         /// The number asked for.
         number: i32,
     },
+    /// Only bind mounts can be added to a jail in use.
+    #[error("Cannot add to a jail in use what is not a bind mount")]
+    NotABind,
+    /// A thread of ours panicked; where, is on standard error.
+    #[error("Crashed while changing the mounts of a jail; please report this")]
+    Crashed,
     /// A string holds a NUL byte and cannot be handed to the kernel.
     #[error("Cannot pass {what} to the kernel: it contains a NUL byte")]
     Nul {

@@ -15,6 +15,7 @@ mod confine;
 mod error;
 pub mod exec;
 mod mount;
+mod plug;
 mod root;
 pub mod seccomp;
 mod spawn;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use capability::Capability;
 pub use error::JailError;
 pub use mount::own_descriptors;
+pub use plug::{mount_namespace, plug, unplug};
 pub use seccomp::Profile;
 pub use spawn::{Child, Command, Namespaces, PARENT_FD, spawn};
 

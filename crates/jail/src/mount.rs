@@ -45,9 +45,23 @@ pub(crate) fn restrict(
     attributes: MountAttrFlags,
     recursive: bool,
 ) -> Result<(), Errno> {
+    change(mount, attributes, MountAttrFlags::empty(), recursive)
+}
+
+/// Takes attributes from a mount.
+pub(crate) fn relax(mount: impl AsFd, attributes: MountAttrFlags) -> Result<(), Errno> {
+    change(mount, MountAttrFlags::empty(), attributes, false)
+}
+
+fn change(
+    mount: impl AsFd,
+    set: MountAttrFlags,
+    clear: MountAttrFlags,
+    recursive: bool,
+) -> Result<(), Errno> {
     let attr = libc::mount_attr {
-        attr_set: attributes.bits().into(),
-        attr_clr: 0,
+        attr_set: set.bits().into(),
+        attr_clr: clear.bits().into(),
         propagation: 0,
         userns_fd: 0,
     };

@@ -44,7 +44,7 @@ pub(crate) fn build_and_pivot(root: &Root, uid: u32, gid: u32) -> Result<(), Jai
     rustix::process::chdir(c"/").map_err(at_root("change to"))
 }
 
-fn failed(step: &'static str, path: &Path) -> impl FnOnce(Errno) -> JailError {
+pub(crate) fn failed(step: &'static str, path: &Path) -> impl FnOnce(Errno) -> JailError {
     let path = path.to_owned();
     move |source| JailError::Root {
         step,
@@ -53,7 +53,7 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(Errno) -> JailError {
     }
 }
 
-struct Builder {
+pub(crate) struct Builder {
     /// The new root's mount.
     tree: OwnedFd,
     /// Directories of device nodes, each a file system of its own.
@@ -63,6 +63,16 @@ struct Builder {
 }
 
 impl Builder {
+    /// For the root of a jail that exists.
+    pub(crate) fn of(tree: OwnedFd) -> Self {
+        Self {
+            tree,
+            devices: Vec::new(),
+            uid: 0,
+            gid: 0,
+        }
+    }
+
     /// A tmpfs mounted over the current root. Lookups of absolute paths still start at the old
     /// root beneath it, so that sources are found; the new tree is reached by its descriptor.
     fn new(root: &Root, uid: u32, gid: u32) -> Result<Self, JailError> {
@@ -95,25 +105,9 @@ impl Builder {
             Entry::Bind {
                 source,
                 target,
-                read_only,
-                nosuid,
-                nodev,
-                noexec,
                 recursive,
-            } => {
-                let flags = [
-                    (*read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
-                    (*nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
-                    (*nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
-                    (*noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
-                    (true, NOSYMFOLLOW),
-                ];
-                let attributes = flags
-                    .into_iter()
-                    .filter_map(|(wanted, flag)| wanted.then_some(flag))
-                    .collect();
-                self.bind(source, target, attributes, *recursive)
-            }
+                ..
+            } => self.bind(source, target, bind_attributes(entry), *recursive),
             Entry::Device { source, target } => self.device(source, target),
             Entry::Overlay {
                 lower,
@@ -277,7 +271,7 @@ impl Builder {
     }
 
     /// What lies at `path`, made if missing: a directory, or for any other kind an empty file.
-    fn mount_point(&self, path: &Path, kind: FileType) -> Result<OwnedFd, JailError> {
+    pub(crate) fn mount_point(&self, path: &Path, kind: FileType) -> Result<OwnedFd, JailError> {
         let (parent, name) = self.parent(path)?;
         if kind == FileType::Directory {
             return descend(parent.as_fd(), name).map_err(failed("make the directory", path));
@@ -299,7 +293,7 @@ impl Builder {
     }
 
     /// The directory that holds `path` (made if missing) and the last component.
-    fn parent<'p>(&self, path: &'p Path) -> Result<(OwnedFd, &'p OsStr), JailError> {
+    pub(crate) fn parent<'p>(&self, path: &'p Path) -> Result<(OwnedFd, &'p OsStr), JailError> {
         let bad = || JailError::BadTarget {
             path: path.to_owned(),
         };
@@ -337,6 +331,31 @@ fn descend(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     }
 }
 
-fn file_type(fd: BorrowedFd<'_>) -> Result<FileType, Errno> {
+/// The attributes a bind mount asks for; none for another entry.
+pub(crate) fn bind_attributes(entry: &Entry) -> MountAttrFlags {
+    let Entry::Bind {
+        read_only,
+        nosuid,
+        nodev,
+        noexec,
+        ..
+    } = entry
+    else {
+        return MountAttrFlags::empty();
+    };
+    let flags = [
+        (*read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (*nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (*nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (*noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (true, NOSYMFOLLOW),
+    ];
+    flags
+        .into_iter()
+        .filter_map(|(wanted, flag)| wanted.then_some(flag))
+        .collect()
+}
+
+pub(crate) fn file_type(fd: BorrowedFd<'_>) -> Result<FileType, Errno> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
 }
