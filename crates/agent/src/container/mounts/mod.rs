@@ -7,6 +7,7 @@
 
 mod copy_up;
 mod detached;
+mod elsewhere;
 pub mod options;
 mod own;
 mod plan;
@@ -29,7 +30,7 @@ use rustix::{
     },
 };
 
-use self::options::MountOptions;
+use self::{elsewhere::Elsewhere, options::MountOptions};
 use super::{
     ContainerError,
     failure::{During, Step, shown},
@@ -49,7 +50,7 @@ pub struct Mount {
 #[derive(Debug)]
 enum Kind {
     Bind {
-        source: CString,
+        source: BindSource,
         recursive: bool,
     },
     /// By `mount(2)` from inside the container.
@@ -66,6 +67,14 @@ enum Kind {
     },
     /// Made by the agent before the child was cloned.
     Made(OwnedFd),
+}
+
+#[derive(Debug)]
+enum BindSource {
+    /// A path of the agent's.
+    Here(CString),
+    /// One of another container's.
+    Elsewhere(Elsewhere),
 }
 
 /// A mount between [`Mount::prepare`] and [`Mount::attach`]: detached, if it
@@ -135,9 +144,12 @@ impl Mount {
                 if *recursive {
                     flags |= OpenTreeFlags::AT_RECURSIVE;
                 }
-                open_tree(CWD, source.as_c_str(), flags)
-                    .during(|| format!("open {} to bind it", shown(source)))
-                    .map(|fd| Some(leak(fd)))
+                match source {
+                    BindSource::Here(path) => open_tree(CWD, path.as_c_str(), flags)
+                        .during(|| format!("open {} to bind it", shown(path))),
+                    BindSource::Elsewhere(elsewhere) => elsewhere.open(flags),
+                }
+                .map(|fd| Some(leak(fd)))
             }
             Kind::Outside { filesystem, source } => {
                 detached::make(filesystem, source, &self.options)

@@ -8,7 +8,7 @@ use std::{
 
 use oci_spec::runtime::Mount as Spec;
 
-use super::{Kind, Mount, options::MountOptions};
+use super::{BindSource, Elsewhere, Kind, Mount, options::MountOptions};
 use crate::container::ContainerError;
 
 /// File systems that need nothing of the agent's root, so that they can be
@@ -80,7 +80,10 @@ fn plan_one(index: usize, spec: &Spec) -> Result<Mount, ContainerError> {
             ));
         }
         Kind::Bind {
-            source: c_string(&field, "source", source.as_bytes())?,
+            source: match Elsewhere::parse(Path::new(source)) {
+                Some(elsewhere) => BindSource::Elsewhere(elsewhere),
+                None => BindSource::Here(c_string(&field, "source", source.as_bytes())?),
+            },
             recursive: options.bind.unwrap_or(false),
         }
     } else {
