@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use bulkhead_jail::Namespaces;
 use bulkhead_sandbox::client;
 use bulkhead_sandbox::paths::Paths;
-use bulkhead_sandbox::standin::{Description, READY, life_line};
+use bulkhead_sandbox::standin::{Description, Message, READY, life_line};
 use rustix::fs::{FileType, OFlags};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -208,6 +208,7 @@ impl StandIn {
             Some(stderr.as_fd()).filter(|fd| !is_null(*fd)),
         ];
         let description = Description {
+            id: paths.id().to_string(),
             exec_id: exec_id.to_owned(),
             pid: self.pid(),
             terminal: self.terminal.is_some(),
@@ -219,7 +220,8 @@ impl StandIn {
             Some(terminal) => fds.push(terminal.as_fd()),
             None => fds.extend(streams.into_iter().flatten()),
         }
-        Ok(client::attach(paths, &description, &fds)?)
+        let message = Message::Attach(description);
+        Ok(client::hand_over(paths, &message, &fds)?)
     }
 
     /// Waits for its end, which comes at once if the sandbox is gone or never had it; returns the exit

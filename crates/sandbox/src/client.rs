@@ -1,7 +1,7 @@
 //! The way to a running sandbox: how front ends start one and speak to it.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket
 
 use crate::paths::{Paths, socket_path};
 use crate::request::Request;
-use crate::standin::{self, Description};
+use crate::standin::{self, Message};
 
 /// Why the sandbox process could not be started or reached.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,9 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// The sandbox process answered with a reason.
+    #[error(transparent)]
+    Refused(io::Error),
     /// Nobody answers.
     #[error(
         "Container {id} is not running: `bulkhead list` shows its state, `bulkhead why {id}` the \
@@ -67,6 +70,7 @@ pub fn start(
     let listener = OwnedFd::from(listener);
     let attach = listen_for_attachments(&dir).map_err(failed)?;
     request.listener_fd = listener.as_raw_fd();
+    request.lock_fd = lock.as_raw_fd();
     request.attach_fd = Some(attach.as_raw_fd());
     request.lifeline_fd = lifeline.as_ref().map(AsRawFd::as_raw_fd);
     let passed: Vec<OwnedFd> = [Some(listener), Some(attach), Some(lock), lifeline]
@@ -100,28 +104,55 @@ fn packet_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, kind, flags, None)?)
 }
 
-/// Hands a stand-in's life line and a process's streams over to the sandbox; see
-/// [`standin::hand_over`].
+/// Hands something over to the sandbox; see [`standin::hand_over`].
 ///
 /// # Errors
-/// [`ClientError::Unreachable`] when nobody takes them.
-pub fn attach(
+/// [`ClientError::Unreachable`] when nobody takes it, [`ClientError::Refused`] with the reason.
+pub fn hand_over(
     paths: &Paths,
-    description: &Description,
+    message: &Message,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(), ClientError> {
-    let failed = |source: io::Error| ClientError::Unreachable {
-        id: paths.id().to_string(),
-        source,
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::Other => ClientError::Refused(source),
+        _ => ClientError::Unreachable {
+            id: paths.id().to_string(),
+            source,
+        },
     };
     let connect = || {
         let dir = open_dir(paths)?;
         let socket = packet_socket()?;
         let address = SocketAddrUnix::new(socket_path(&dir, "attach.sock"))?;
         rustix::net::connect(&socket, &address)?;
-        standin::hand_over(&socket, description, fds)
+        standin::hand_over(&socket, message, fds)
     };
     connect().map_err(failed)
+}
+
+/// Makes a claimed directory one of a further container in the machine of `host`, and asks for it.
+/// `lock` (see [`crate::claim`]) and `lifeline` are as for [`start`].
+///
+/// # Errors
+/// Why it cannot be one; the directory is then still the caller's.
+pub fn join(
+    mut request: Request,
+    paths: &Paths,
+    host: &Paths,
+    lock: &OwnedFd,
+    lifeline: &OwnedFd,
+) -> Result<(), ClientError> {
+    let unreachable = |source: io::Error| ClientError::Unreachable {
+        id: host.id().to_string(),
+        source,
+    };
+    // Other names of the same sockets: they outlive the other container's directory.
+    std::fs::hard_link(host.socket(), paths.socket()).map_err(unreachable)?;
+    std::fs::hard_link(host.attach_socket(), paths.attach_socket()).map_err(unreachable)?;
+    // Only that there is one counts.
+    request.lifeline_fd = Some(-1);
+    let message = Message::Join(Box::new(request));
+    hand_over(host, &message, &[lock.as_fd(), lifeline.as_fd()])
 }
 
 /// Lets the child keep `fds`, under their numbers.

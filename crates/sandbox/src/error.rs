@@ -110,6 +110,15 @@ pub enum SandboxError {
         /// The one asked for.
         asked: String,
     },
+    /// The container cannot move into the machine.
+    #[error(
+        "Container {0} cannot join the virtual machine of the container it shares a network with: that \
+         one is ending, or has a container of that name"
+    )]
+    NoRoom(String),
+    /// The files of a further container could not be shared.
+    #[error("Failed to share the container's files with the running virtual machine")]
+    Share(#[source] bulkhead_jail::JailError),
     /// No such exec process.
     #[error("Container {id} has no process {exec_id:?}")]
     NoProcess {
@@ -151,7 +160,7 @@ impl SandboxError {
         match self {
             Self::Agent(status) => status.code(),
             Self::WrongId { .. } | Self::NoProcess { .. } => Code::NOT_FOUND,
-            Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
+            Self::NoRoom(_) | Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
             Self::WrongState { .. } => Code::FAILED_PRECONDITION,
             Self::Unsupported { .. } => Code::UNIMPLEMENTED,
             Self::CalledOff => Code::CANCELLED,
@@ -164,6 +173,7 @@ impl SandboxError {
             Self::Silent(_) => Code::DEADLINE_EXCEEDED,
             Self::Vm(_)
             | Self::Dns(_)
+            | Self::Share(_)
             | Self::Cgroup(_)
             | Self::Hook(_)
             | Self::Namespaces(_)

@@ -20,6 +20,7 @@ pub mod limits;
 pub mod network;
 pub mod paths;
 pub mod plan;
+pub mod pod;
 pub mod process;
 pub mod request;
 pub mod sandbox;

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bulkhead_hypervisor::{Choice, HypervisorError, Kind, Wanted};
 use bulkhead_kernels::{Kernel, KernelsError, Need, Store};
+use bulkhead_oci::plan::Joined;
 use bulkhead_oci::{Bundle, BundleError, GuestPlan};
 
 use crate::config::{
@@ -23,7 +25,7 @@ pub struct Plan {
     /// The guest's configuration and what to share with it.
     pub guest: GuestPlan,
     /// Driver and the reason for it.
-    pub choice: Choice,
+    pub choice: Arc<Choice>,
     /// Guest kernel.
     pub kernel: Kernel,
     /// Initramfs with the agent.
@@ -82,6 +84,30 @@ pub enum PlanError {
     /// Not a driver.
     #[error("Hypervisor {0:?} is not known: use auto, uml or qemu")]
     UnknownHypervisor(String),
+    /// The container asks for a namespace of a process that is no container of the same machine.
+    #[error(
+        "linux.namespaces[{index}].path: process {pid} does not stand for a running container of the \
+         same virtual machine, and other namespaces belong to the host's kernel: name a container \
+         whose network namespace is shared, too (podman: a pod), or remove the path"
+    )]
+    Stranger {
+        /// Index in `linux.namespaces`.
+        index: usize,
+        /// The process.
+        pid: u32,
+    },
+    /// The limit is beyond what the machine has.
+    #[error(
+        "linux.resources.memory.limit: {limit_mib} MiB are more than the virtual machine of the pod \
+         has, {machine_mib} MiB: raise memory_mib in /etc/bulkhead/config.toml before the pod is made, \
+         or lower the limit"
+    )]
+    TooMuchForMachine {
+        /// What is asked for.
+        limit_mib: u64,
+        /// What there is.
+        machine_mib: u64,
+    },
     /// The initramfs is not installed.
     #[error("Initramfs {0} is missing: run `make install`, or set BULKHEAD_LIB")]
     NoInitramfs(PathBuf),
@@ -96,6 +122,15 @@ pub enum PlanError {
         /// `MemAvailable` of the host.
         available_mib: u64,
     },
+}
+
+impl PlanError {
+    fn stranger(joined: &Joined) -> Self {
+        Self::Stranger {
+            index: joined.index,
+            pid: joined.pid,
+        }
+    }
 }
 
 impl Plan {
@@ -123,7 +158,10 @@ impl Plan {
             "qemu" => Wanted::Qemu,
             _ => return Err(PlanError::UnknownHypervisor(hypervisor)),
         };
-        let choice = bulkhead_hypervisor::choose(wanted)?;
+        let choice = Arc::new(bulkhead_hypervisor::choose(wanted)?);
+        if let Some(stranger) = bulkhead_oci::plan::joined_namespaces(&bundle.spec).first() {
+            return Err(PlanError::stranger(stranger));
+        }
 
         let lib = bulkhead_kernels::lib_dir();
         let name = request
@@ -157,6 +195,48 @@ impl Plan {
             vcpus,
             netns,
             late_network,
+            config,
+        })
+    }
+
+    /// Decides about a further container of the machine that `first` is the plan of. `guest_pid` and
+    /// `shm` are those of [`bulkhead_oci::plan::join`].
+    ///
+    /// # Errors
+    /// Whatever makes the container impossible there, by name.
+    pub fn join(
+        request: &Request,
+        first: &Self,
+        guest_pid: impl Fn(u32) -> Option<u32>,
+        shm: impl Fn(&Path) -> Option<u32>,
+    ) -> Result<Self, PlanError> {
+        let config = Config::load()?;
+        let bundle = Bundle::load(&request.bundle)?;
+        own_annotations(&bundle, &config)?;
+        let mut guest = bulkhead_oci::guest_plan(request.id.as_str(), &bundle)?;
+        let source = bulkhead_oci::plan::shared_memory_source(&bundle.spec);
+        let shm = source.as_deref().and_then(shm);
+        bulkhead_oci::plan::join(&mut guest.spec, guest_pid, shm)
+            .map_err(|stranger| PlanError::stranger(&stranger))?;
+        let store = Store::open(&bulkhead_kernels::lib_dir());
+        bulkhead_kernels::check(&first.kernel, &needs(&bundle), &store)?;
+        if let Some(limit) = memory_limit(&bundle).filter(|limit| *limit > first.memory_bytes) {
+            return Err(PlanError::TooMuchForMachine {
+                limit_mib: limit / MIB,
+                machine_mib: first.memory_bytes / MIB,
+            });
+        }
+        Ok(Self {
+            bundle,
+            guest,
+            choice: first.choice.clone(),
+            kernel: first.kernel.clone(),
+            initramfs: first.initramfs.clone(),
+            memory_bytes: first.memory_bytes,
+            host_memory_bytes: first.host_memory_bytes,
+            vcpus: first.vcpus,
+            netns: None,
+            late_network: false,
             config,
         })
     }
@@ -214,16 +294,7 @@ fn memory(
                 expected: "give a whole number of MiB from 64 to 1048576",
             });
     }
-    let limit = bundle
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref())
-        .and_then(|resources| resources.memory().as_ref())
-        .and_then(oci_spec::runtime::LinuxMemory::limit)
-        .and_then(|limit| u64::try_from(limit).ok())
-        .filter(|limit| *limit > 0);
-    let Some(limit) = limit else {
+    let Some(limit) = memory_limit(bundle) else {
         return Ok(config.memory_mib * MIB);
     };
     Ok(machine_for(limit, config))
@@ -250,6 +321,17 @@ fn host_overhead(choice: &Choice, config: &Config) -> u64 {
         .host_overhead_mib
         .unwrap_or(usual)
         .saturating_mul(MIB)
+}
+
+/// `linux.resources.memory.limit`, if it limits anything.
+fn memory_limit(bundle: &Bundle) -> Option<u64> {
+    let linux = bundle.spec.linux().as_ref();
+    linux
+        .and_then(|linux| linux.resources().as_ref())
+        .and_then(|resources| resources.memory().as_ref())
+        .and_then(oci_spec::runtime::LinuxMemory::limit)
+        .and_then(|limit| u64::try_from(limit).ok())
+        .filter(|limit| *limit > 0)
 }
 
 fn vcpus(bundle: &Bundle) -> u32 {

@@ -34,6 +34,8 @@ pub struct Request {
     pub origin_ns: u64,
     /// The listening socket of the Task service.
     pub listener_fd: RawFd,
+    /// The lock of the container's directory, see [`crate::claim`].
+    pub lock_fd: RawFd,
     /// Read end of a pipe whose write end the attached command holds: when that command dies, the
     /// container goes with it. A byte written to it means that the command leaves on purpose.
     #[serde(default)]

@@ -10,13 +10,15 @@ mod verbs;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_agent_api::messages;
 use oci_spec::runtime::LinuxResources;
-use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use ttrpc::context::Context;
 
 use crate::cgroup::Group;
@@ -27,6 +29,7 @@ use crate::failure::{Failure, Record};
 use crate::hooks::Kind;
 use crate::paths::Paths;
 use crate::plan::{Plan, PlanError};
+use crate::pod::Pod;
 use crate::process::{Process, exit_of};
 use crate::request::Request;
 use crate::standin::Attachment;
@@ -66,8 +69,7 @@ pub struct Sandbox {
     pub request: Request,
     /// Where its files are.
     pub paths: Paths,
-    /// Told when the sandbox process should end.
-    pub done: Notify,
+    pod: Arc<Pod>,
     boot: watch::Sender<Boot>,
     state: Mutex<Option<State>>,
     timeline: Mutex<Timeline>,
@@ -89,6 +91,8 @@ pub struct Sandbox {
     over: AtomicBool,
     // The start is not wanted any more.
     called_off: watch::Sender<bool>,
+    // The lock of the container's directory.
+    ownership: Mutex<Option<OwnedFd>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,13 +102,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Sandbox {
     /// A sandbox whose machine has not been started.
     #[must_use]
-    pub fn new(request: Request, timeline: Timeline) -> Self {
+    pub fn new(request: Request, timeline: Timeline, pod: Arc<Pod>) -> Self {
         let paths = Paths::new(&request.root, &request.id);
         let held = AtomicBool::new(request.lifeline_fd.is_some());
         Self {
             request,
             paths,
-            done: Notify::new(),
+            pod,
             boot: watch::channel(Boot::Pending).0,
             state: Mutex::new(None),
             timeline: Mutex::new(timeline),
@@ -118,6 +122,7 @@ impl Sandbox {
             removal: AsyncMutex::new(()),
             over: AtomicBool::new(false),
             called_off: watch::channel(false).0,
+            ownership: Mutex::new(None),
         }
     }
 
@@ -126,8 +131,15 @@ impl Sandbox {
     /// # Errors
     /// When the journal cannot be written.
     pub fn booted(self: &Arc<Self>, vm: Vm, plan: Plan) -> Result<(), SandboxError> {
+        self.settled_in(Arc::new(vm), plan)
+    }
+
+    /// Publishes that the container has its machine, and keeps an eye on that.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn settled_in(self: &Arc<Self>, vm: Arc<Vm>, plan: Plan) -> Result<(), SandboxError> {
         self.update(|state| state.helpers = vm.helpers.clone())?;
-        let vm = Arc::new(vm);
         self.boot.send_replace(Boot::Up(vm.clone(), Arc::new(plan)));
         let sandbox = self.clone();
         tokio::spawn(async move {
@@ -135,6 +147,43 @@ impl Sandbox {
             sandbox.machine_ended(failure);
         });
         Ok(())
+    }
+
+    /// What one of the containers of this machine is to a further one: the machine and its plan.
+    ///
+    /// # Errors
+    /// When there is no machine.
+    pub async fn home(&self) -> Result<(Arc<Vm>, Arc<Plan>), SandboxError> {
+        self.machine().await
+    }
+
+    /// Whether the container has its machine.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(&*self.boot.borrow(), Boot::Up(..))
+    }
+
+    /// The lock of the container's directory, to be held as long as it is ours.
+    pub fn own(&self, lock_fd: OwnedFd) {
+        *lock(&self.ownership) = Some(lock_fd);
+    }
+
+    /// The process in the guest a process on the host stands in for, if that is the container's first.
+    #[must_use]
+    pub fn guest_pid_of(&self, standin: u32) -> Option<u32> {
+        let init = lock(&self.processes).get("").cloned()?;
+        (init.standin() == Some(standin)).then(|| init.pid())
+    }
+
+    /// The container's first process in the guest, if `source` is what the host has for its `/dev/shm`.
+    #[must_use]
+    pub fn guest_pid_with_shm(&self, source: &Path) -> Option<u32> {
+        let Boot::Up(_, plan) = &*self.boot.borrow() else {
+            return None;
+        };
+        let own = bulkhead_oci::plan::shared_memory_source(&plan.bundle.spec)?;
+        let init = lock(&self.processes).get("").cloned()?;
+        (own == source && init.exit.borrow().is_none()).then(|| init.pid())
     }
 
     /// Waits until the start is not wanted any more.

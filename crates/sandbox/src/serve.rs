@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,11 @@ use ttrpc::r#async::transport::Listener;
 
 use crate::error::SandboxError;
 use crate::plan::Plan;
+use crate::pod::Pod;
 use crate::request::Request;
 use crate::sandbox::Sandbox;
-use crate::standin;
+use crate::standin::{self, Message};
+use crate::stdio::StdioError;
 use crate::task::TaskService;
 use crate::timeline::{Actor, Timeline, now_ns};
 use crate::tracked::Counter;
@@ -67,6 +70,7 @@ pub fn serve(request: Request) -> Result<(), ServeError> {
     // process that leads one already.
     let _ = rustix::process::setsid();
     let listener = adopt(request.listener_fd).map_err(setup("take over the listening socket"))?;
+    let lock = adopt(request.lock_fd).map_err(setup("take over the container's directory"))?;
     let lifeline = request
         .lifeline_fd
         .map(adopt)
@@ -81,7 +85,7 @@ pub fn serve(request: Request) -> Result<(), ServeError> {
         .enable_all()
         .build()
         .map_err(setup("start the runtime"))?;
-    runtime.block_on(run(request, timeline, listener, lifeline, attach))
+    runtime.block_on(run(request, timeline, listener, lock, lifeline, attach))
 }
 
 fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
@@ -99,18 +103,23 @@ async fn run(
     request: Request,
     timeline: Timeline,
     listener: OwnedFd,
+    lock: OwnedFd,
     lifeline: Option<OwnedFd>,
     attach: Option<OwnedFd>,
 ) -> Result<(), ServeError> {
-    let sandbox = Arc::new(Sandbox::new(request, timeline));
+    let pod = Arc::new(Pod::default());
+    let sandbox = Arc::new(Sandbox::new(request, timeline, pod.clone()));
+    sandbox.own(lock);
+    // The first container finds an empty machine.
+    let _ = pod.admit(&sandbox);
     let connections = Counter::default();
-    let mut server = start_server(&sandbox, listener, &connections).await?;
-    watch_signals(&sandbox)?;
+    let mut server = start_server(&pod, listener, &connections).await?;
+    watch_signals(&pod)?;
     if let Some(lifeline) = lifeline {
         watch_lifeline(&sandbox, lifeline)?;
     }
     if let Some(attach) = attach {
-        accept_attachments(&sandbox, attach)?;
+        accept_attachments(&pod, attach)?;
     }
     let booted = tokio::select! {
         biased;
@@ -121,7 +130,7 @@ async fn run(
     if let Err(error) = booted {
         sandbox.boot_failed(error);
     }
-    sandbox.done.notified().await;
+    pod.done.notified().await;
     server.stop_listen().await;
     // A client that does not close its connection does not keep us.
     let _ = tokio::time::timeout(LAST_ANSWER, connections.none()).await;
@@ -130,7 +139,7 @@ async fn run(
 }
 
 async fn start_server(
-    sandbox: &Arc<Sandbox>,
+    pod: &Arc<Pod>,
     listener: OwnedFd,
     connections: &Counter,
 ) -> Result<Server, ServeError> {
@@ -149,7 +158,7 @@ async fn start_server(
     });
     let mut server = Server::new()
         .add_listener(Listener::new(accepted))
-        .register_service(create_task(Arc::new(TaskService(sandbox.clone()))));
+        .register_service(create_task(Arc::new(TaskService(pod.clone()))));
     server.start().await.map_err(ServeError::Service)?;
     Ok(server)
 }
@@ -218,12 +227,12 @@ fn watch_lifeline(sandbox: &Arc<Sandbox>, lifeline: OwnedFd) -> Result<(), Serve
     Ok(())
 }
 
-/// Takes stand-ins over, each on a connection of its own.
-fn accept_attachments(sandbox: &Arc<Sandbox>, listener: OwnedFd) -> Result<(), ServeError> {
+/// Takes stand-ins and further containers over, each on a connection of its own.
+fn accept_attachments(pod: &Arc<Pod>, listener: OwnedFd) -> Result<(), ServeError> {
     let step = "watch the socket for stand-ins";
     rustix::io::ioctl_fionbio(&listener, true).map_err(|error| setup(step)(error.into()))?;
     let listener = watched::watch(listener).map_err(setup(step))?;
-    let sandbox = sandbox.clone();
+    let pod = pod.clone();
     tokio::spawn(async move {
         while let Ok(mut ready) = listener.readable().await {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -232,15 +241,11 @@ fn accept_attachments(sandbox: &Arc<Sandbox>, listener: OwnedFd) -> Result<(), S
             let Ok(Ok(connection)) = accepted else {
                 continue;
             };
-            let sandbox = sandbox.clone();
+            let pod = pod.clone();
             tokio::spawn(async move {
-                match standin::receive(connection, |exec_id, attachment| {
-                    sandbox.attach(exec_id, attachment);
-                })
-                .await
-                {
-                    Ok(()) => {}
-                    Err(error) => tracing::warn!("Failed to take a stand-in over: {error}"),
+                let take = |message, fds| take_over(&pod, message, fds);
+                if let Err(error) = standin::receive(connection, take).await {
+                    tracing::warn!("Failed to take something over: {error}");
                 }
             });
         }
@@ -248,15 +253,88 @@ fn accept_attachments(sandbox: &Arc<Sandbox>, listener: OwnedFd) -> Result<(), S
     Ok(())
 }
 
+fn take_over(pod: &Arc<Pod>, message: Message, fds: Vec<OwnedFd>) -> Result<(), SandboxError> {
+    match message {
+        Message::Attach(description) => {
+            let attachment =
+                standin::assemble(&description, fds).ok_or(StdioError::NothingAttached)?;
+            let container = pod.container(&description.id)?;
+            container.attach(description.exec_id, attachment);
+            Ok(())
+        }
+        Message::Join(request) => {
+            let mut fds = fds.into_iter();
+            let (Some(lock), Some(lifeline)) = (fds.next(), fds.next()) else {
+                return Err(StdioError::NothingAttached.into());
+            };
+            move_in(pod, *request, lock, lifeline)
+        }
+    }
+}
+
+/// A further container for the machine.
+fn move_in(
+    pod: &Arc<Pod>,
+    request: Request,
+    lock: OwnedFd,
+    lifeline: OwnedFd,
+) -> Result<(), SandboxError> {
+    let mut containers = pod.containers();
+    containers.sort_by_key(|container| !container.is_up());
+    let first = containers.into_iter().next();
+    let first = first.ok_or_else(|| SandboxError::NoRoom(request.id.to_string()))?;
+    let timeline = Timeline::new(request.origin_ns);
+    let container = Arc::new(Sandbox::new(request, timeline, pod.clone()));
+    watch_lifeline(&container, lifeline)
+        .map_err(|error| StdioError::Announce(io::Error::other(error)))?;
+    pod.admit(&container)?;
+    container.own(lock);
+    let pod = pod.clone();
+    tokio::spawn(async move {
+        let moved = tokio::select! {
+            biased;
+            moved = furnish(&pod, &first, &container) => moved,
+            () = container.called_off() => Err(SandboxError::CalledOff),
+        };
+        if let Err(error) = moved {
+            container.boot_failed(error);
+        }
+    });
+    Ok(())
+}
+
+/// Plans a further container and gives the guest its files.
+async fn furnish(pod: &Pod, first: &Sandbox, container: &Arc<Sandbox>) -> Result<(), SandboxError> {
+    let (vm, plan) = first.home().await?;
+    let began = now_ns();
+    let containers = pod.containers();
+    let guest_pid = |pid| containers.iter().find_map(|other| other.guest_pid_of(pid));
+    let shm = |source: &Path| {
+        containers
+            .iter()
+            .find_map(|other| other.guest_pid_with_shm(source))
+    };
+    let plan = Plan::join(&container.request, &plan, guest_pid, shm)?;
+    container.begin(&plan)?;
+    container.span(Actor::Host, "plan", began);
+    container.prepare_host(&plan).await?;
+    let began = now_ns();
+    vm.share(&plan).map_err(SandboxError::Share)?;
+    container.span(Actor::Host, "share files with the machine", began);
+    container.settled_in(vm, plan)
+}
+
 /// SIGTERM and SIGINT to the sandbox process end the container in order.
-fn watch_signals(sandbox: &Arc<Sandbox>) -> Result<(), ServeError> {
+fn watch_signals(pod: &Arc<Pod>) -> Result<(), ServeError> {
     use tokio::signal::unix::{SignalKind, signal};
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signals = signal(kind).map_err(setup("watch for signals"))?;
-        let sandbox = sandbox.clone();
+        let pod = pod.clone();
         tokio::spawn(async move {
             if signals.recv().await.is_some() {
-                sandbox.shutdown().await;
+                for container in pod.containers() {
+                    container.shutdown().await;
+                }
             }
         });
     }

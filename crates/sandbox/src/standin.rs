@@ -19,6 +19,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::request::Request;
 use crate::watched::watch;
 
 /// Instead of the path of a FIFO: the stream is one of the descriptors that came with the stand-in.
@@ -125,6 +126,8 @@ pub fn life_line() -> io::Result<(OwnedFd, OwnedFd)> {
 /// What a front end hands over before it asks for a process: who stands in for it, and its streams.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
+    /// The container.
+    pub id: String,
     /// The process; empty for the container's init process.
     pub exec_id: String,
     /// PID of the stand-in.
@@ -146,17 +149,22 @@ pub struct Attachment {
     pub streams: [Option<OwnedFd>; 3],
 }
 
-/// Sends an attachment to the sandbox and waits until it has it. `fds` are the life line and then the
-/// streams the description names (one for a terminal).
+/// What travels over the socket for stand-ins, with its descriptors.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Message {
+    /// A stand-in: its life line and then the streams the description names (one for a terminal).
+    Attach(Description),
+    /// A further container for the machine: the lock of its directory, and the read end of the
+    /// command's lifeline.
+    Join(Box<Request>),
+}
+
+/// Sends a message to the sandbox and waits until it has taken it.
 ///
 /// # Errors
 /// When the sandbox is gone or does not take it.
-pub fn hand_over(
-    socket: &OwnedFd,
-    description: &Description,
-    fds: &[BorrowedFd<'_>],
-) -> io::Result<()> {
-    let bytes = serde_json::to_vec(description)?;
+pub fn hand_over(socket: &OwnedFd, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if bytes.len() > DESCRIPTION || !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -164,35 +172,43 @@ pub fn hand_over(
     }
     let flags = SendFlags::NOSIGNAL;
     sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, flags)?;
-    let mut answer = [0; 1];
+    let mut answer = [0; DESCRIPTION];
     let (count, _) = rustix::net::recv(socket, &mut answer, RecvFlags::empty())?;
-    if count == 1 {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::UnexpectedEof.into())
+    match answer.get(..count) {
+        Some([0]) => Ok(()),
+        None | Some([]) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Some(reason) => Err(io::Error::other(
+            String::from_utf8_lossy(reason).into_owned(),
+        )),
     }
 }
 
-/// Takes one attachment from a connection made by [`hand_over`], gives it to `keep` and then
-/// acknowledges it.
+/// Takes one message from a connection made by [`hand_over`], gives it to `take` and tells what came
+/// of it.
 ///
 /// # Errors
-/// When the peer sent something else or nothing.
-pub async fn receive(connection: OwnedFd, keep: impl FnOnce(String, Attachment)) -> io::Result<()> {
+/// When the peer sent something else or nothing, or is gone.
+pub async fn receive<E: std::error::Error>(
+    connection: OwnedFd,
+    take: impl FnOnce(Message, Vec<OwnedFd>) -> Result<(), E>,
+) -> io::Result<()> {
     let connection = watch(connection)?;
-    let (description, fds) = loop {
+    let (message, fds) = loop {
         let mut ready = connection.readable().await?;
         if let Ok(received) = ready.try_io(|socket| receive_now(socket.as_fd())) {
             break received?;
         }
     };
-    let attachment = assemble(&description, fds).ok_or(io::ErrorKind::InvalidData)?;
-    keep(description.exec_id, attachment);
-    rustix::net::send(connection.get_ref(), &[1], SendFlags::NOSIGNAL)?;
+    let refused = take(message, fds)
+        .err()
+        .map(|error| crate::error::chain(&error));
+    let answer = refused.as_deref().map_or(&[0][..], str::as_bytes);
+    let answer = answer.get(..DESCRIPTION).unwrap_or(answer);
+    rustix::net::send(connection.get_ref(), answer, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-fn receive_now(socket: BorrowedFd<'_>) -> io::Result<(Description, Vec<OwnedFd>)> {
+fn receive_now(socket: BorrowedFd<'_>) -> io::Result<(Message, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [0; DESCRIPTION];
@@ -215,7 +231,9 @@ fn receive_now(socket: BorrowedFd<'_>) -> io::Result<(Description, Vec<OwnedFd>)
     Ok((serde_json::from_slice(text)?, fds))
 }
 
-fn assemble(description: &Description, fds: Vec<OwnedFd>) -> Option<Attachment> {
+/// Puts a stand-in and its descriptors together; `None` if one is missing.
+#[must_use]
+pub fn assemble(description: &Description, fds: Vec<OwnedFd>) -> Option<Attachment> {
     let mut fds = fds.into_iter();
     let life = fds.next()?;
     let streams = if description.terminal {
@@ -310,6 +328,7 @@ mod tests {
     #[test]
     fn attachment_without_the_descriptors_it_names_refused() {
         let description = Description {
+            id: "c".into(),
             exec_id: String::new(),
             pid: 1,
             terminal: false,
@@ -328,24 +347,31 @@ mod tests {
         let (ours, theirs) = life_line().unwrap();
         let (life, stand_in) = life_line().unwrap();
         let description = Description {
+            id: "c".into(),
             exec_id: "x".into(),
             pid: 7,
             terminal: false,
             streams: [false, true, false],
         };
-        let sent = description.clone();
+        let sent = Message::Attach(description);
         let sender = std::thread::spawn(move || {
             let out = std::fs::File::open("/dev/null").unwrap();
             hand_over(&ours, &sent, &[life.as_fd(), out.as_fd()])
         });
 
         let mut kept = None;
-        let keep = |exec_id, attachment| kept = Some((exec_id, attachment));
+        let keep = |message, fds| {
+            let Message::Attach(description) = message else {
+                return Err(io::Error::other("another message"));
+            };
+            kept = assemble(&description, fds);
+            Ok(())
+        };
         receive(theirs, keep).await.unwrap();
-        let (exec_id, attachment) = kept.unwrap();
 
         sender.join().unwrap().unwrap();
-        assert_eq!((exec_id.as_str(), attachment.pid), ("x", 7));
+        let attachment = kept.unwrap();
+        assert_eq!(attachment.pid, 7);
         assert!(attachment.streams[0].is_none() && attachment.streams[1].is_some());
         let life = Life::new(attachment.life).unwrap();
         drop(stand_in);

@@ -19,7 +19,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::error::SandboxError;
 use crate::limits;
-use crate::sandbox::Sandbox;
+use crate::pod::Pod;
 use crate::state::Status;
 use crate::stdio::Stdio;
 
@@ -29,7 +29,7 @@ pub const PROCESS_TYPE: &str = "bulkhead.agent.v1.Process";
 
 /// The service.
 #[derive(Debug, Clone)]
-pub struct TaskService(pub Arc<Sandbox>);
+pub struct TaskService(pub Arc<Pod>);
 
 fn rpc<T>(result: Result<T, SandboxError>) -> RpcResult<T> {
     result.map_err(|error| error.to_rpc())
@@ -61,11 +61,12 @@ fn task_status(status: Status) -> EnumOrUnknown<TaskStatus> {
 #[async_trait]
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, req: StateRequest) -> RpcResult<StateResponse> {
-        let process = rpc(self.0.look_up(&req.id, &req.exec_id))?;
+        let container = rpc(self.0.container(&req.id))?;
+        let process = rpc(container.look_up(&req.id, &req.exec_id))?;
         let exit = process.exit.borrow().clone();
         Ok(StateResponse {
             id: req.id,
-            bundle: self.0.request.bundle.display().to_string(),
+            bundle: container.request.bundle.display().to_string(),
             pid: process.standin().unwrap_or_else(|| {
                 if req.exec_id.is_empty() {
                     std::process::id()
@@ -102,7 +103,7 @@ impl Task for TaskService {
             stderr: req.stderr,
             terminal: req.terminal,
         };
-        let pid = rpc(self.0.create(&req.id, stdio).await)?;
+        let pid = rpc(rpc(self.0.container(&req.id))?.create(&req.id, stdio).await)?;
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()
@@ -110,7 +111,9 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, req: StartRequest) -> RpcResult<StartResponse> {
-        let pid = rpc(self.0.start(&req.id, &req.exec_id).await)?;
+        let pid = rpc(rpc(self.0.container(&req.id))?
+            .start(&req.id, &req.exec_id)
+            .await)?;
         Ok(StartResponse {
             pid,
             ..Default::default()
@@ -118,7 +121,9 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, req: DeleteRequest) -> RpcResult<DeleteResponse> {
-        let (pid, exit) = rpc(self.0.delete(&req.id, &req.exec_id).await)?;
+        let (pid, exit) = rpc(rpc(self.0.container(&req.id))?
+            .delete(&req.id, &req.exec_id)
+            .await)?;
         Ok(DeleteResponse {
             pid,
             exit_status: exit.code,
@@ -128,11 +133,14 @@ impl Task for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, req: PidsRequest) -> RpcResult<PidsResponse> {
-        let processes = rpc(self.0.processes(&req.id).await)?;
-        let on_host = self.0.host_pids().into_iter().map(|pid| ProcessInfo {
-            pid,
-            ..Default::default()
-        });
+        let processes = rpc(rpc(self.0.container(&req.id))?.processes(&req.id).await)?;
+        let on_host = rpc(self.0.container(&req.id))?
+            .host_pids()
+            .into_iter()
+            .map(|pid| ProcessInfo {
+                pid,
+                ..Default::default()
+            });
         let processes = on_host
             .chain(processes.iter().map(|process| {
                 let info = Any {
@@ -154,11 +162,11 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, req: PauseRequest) -> RpcResult<Empty> {
-        rpc(self.0.pause(&req.id, false).await).map(|()| Empty::new())
+        rpc(rpc(self.0.container(&req.id))?.pause(&req.id, false).await).map(|()| Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, req: ResumeRequest) -> RpcResult<Empty> {
-        rpc(self.0.pause(&req.id, true).await).map(|()| Empty::new())
+        rpc(rpc(self.0.container(&req.id))?.pause(&req.id, true).await).map(|()| Empty::new())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> RpcResult<Empty> {
@@ -166,8 +174,7 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, req: KillRequest) -> RpcResult<Empty> {
-        rpc(self
-            .0
+        rpc(rpc(self.0.container(&req.id))?
             .kill(&req.id, &req.exec_id, req.signal, req.all)
             .await)
         .map(|()| Empty::new())
@@ -185,12 +192,12 @@ impl Task for TaskService {
             .into_option()
             .map(|any| any.value)
             .unwrap_or_default();
-        rpc(self.0.exec(&req.id, &req.exec_id, spec, stdio)).map(|()| Empty::new())
+        rpc(rpc(self.0.container(&req.id))?.exec(&req.id, &req.exec_id, spec, stdio))
+            .map(|()| Empty::new())
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, req: ResizePtyRequest) -> RpcResult<Empty> {
-        rpc(self
-            .0
+        rpc(rpc(self.0.container(&req.id))?
             .resize(&req.id, &req.exec_id, req.width, req.height)
             .await)
         .map(|()| Empty::new())
@@ -199,18 +206,23 @@ impl Task for TaskService {
     async fn close_io(&self, _: &TtrpcContext, req: CloseIORequest) -> RpcResult<Empty> {
         // A process sees the end of its input when the last writer of the FIFO closes it; the
         // sandbox holds none open, so there is nothing more to close here.
-        rpc(self.0.look_up(&req.id, &req.exec_id)).map(|_| Empty::new())
+        rpc(rpc(self.0.container(&req.id))?.look_up(&req.id, &req.exec_id)).map(|_| Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> RpcResult<Empty> {
         // A JSON document whatever its type's name is: `types.containerd.io/opencontainers/…`.
         let resources = serde_json::from_slice(&req.resources.value).map_err(SandboxError::Limits);
         let resources = rpc(resources)?;
-        rpc(self.0.update_limits(&req.id, &resources).await).map(|()| Empty::new())
+        rpc(rpc(self.0.container(&req.id))?
+            .update_limits(&req.id, &resources)
+            .await)
+        .map(|()| Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, req: WaitRequest) -> RpcResult<WaitResponse> {
-        let exit = rpc(self.0.wait(&req.id, &req.exec_id).await)?;
+        let exit = rpc(rpc(self.0.container(&req.id))?
+            .wait(&req.id, &req.exec_id)
+            .await)?;
         Ok(WaitResponse {
             exit_status: exit.code,
             exited_at: timestamp(exit.at_ns),
@@ -219,7 +231,7 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, req: StatsRequest) -> RpcResult<StatsResponse> {
-        let stats = rpc(self.0.stats(&req.id).await)?;
+        let stats = rpc(rpc(self.0.container(&req.id))?.stats(&req.id).await)?;
         Ok(StatsResponse {
             stats: MessageField::some(limits::metrics(&stats)),
             ..Default::default()
@@ -227,7 +239,7 @@ impl Task for TaskService {
     }
 
     async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> RpcResult<ConnectResponse> {
-        rpc(self.0.look_up(&req.id, ""))?;
+        rpc(rpc(self.0.container(&req.id))?.look_up(&req.id, ""))?;
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: std::process::id(),
@@ -236,8 +248,8 @@ impl Task for TaskService {
         })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> RpcResult<Empty> {
-        self.0.shutdown().await;
+    async fn shutdown(&self, _: &TtrpcContext, req: ShutdownRequest) -> RpcResult<Empty> {
+        rpc(self.0.container(&req.id))?.shutdown().await;
         Ok(Empty::new())
     }
 }

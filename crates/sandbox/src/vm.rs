@@ -76,6 +76,7 @@ pub struct Vm {
     /// When the hypervisor process was spawned.
     pub launched_ns: u64,
     pidfds: Vec<Arc<OwnedFd>>,
+    device_pid: u32,
     network: Mutex<Option<Network>>,
     relay: Mutex<Option<Relay>>,
     // The processor counts as taken while the machine runs.
@@ -227,11 +228,37 @@ impl Vm {
             helpers,
             launched_ns,
             pidfds,
+            device_pid: device.pid,
             network: Mutex::new(network),
             relay: Mutex::new(None),
             _lease: lease,
             _machine: hypervisor,
         })
+    }
+
+    /// Shares the files of a further container with the guest.
+    ///
+    /// # Errors
+    /// When one of them cannot be shared; none is then.
+    pub fn share(&self, plan: &Plan) -> Result<(), JailError> {
+        let namespace = bulkhead_jail::mount_namespace(self.device_pid)?;
+        bulkhead_jail::plug(&namespace, &shares(plan))
+    }
+
+    /// Takes the files of a container away from the guest.
+    pub fn unshare(&self, plan: &Plan) {
+        let targets: Vec<PathBuf> = shares(plan)
+            .into_iter()
+            .filter_map(|entry| match entry {
+                Entry::Bind { target, .. } => Some(target),
+                _ => None,
+            })
+            .collect();
+        let done = bulkhead_jail::mount_namespace(self.device_pid)
+            .and_then(|namespace| bulkhead_jail::unplug(&namespace, &targets));
+        if let Err(error) = done {
+            tracing::warn!("{}", crate::error::chain(&error));
+        }
     }
 
     /// Kills what still runs; see [`Self::gone`] for its end. What the guest had not written through is
@@ -506,26 +533,27 @@ fn spawn_device(
     bulkhead_jail::spawn(command).map_err(VmError::Device)
 }
 
+/// The container's files in the file system shared with the guest, the root file system first.
+fn shares(plan: &Plan) -> Vec<Entry> {
+    let root = Path::new("/");
+    let rootfs = root.join(&plan.guest.rootfs_target);
+    let mut entries = vec![bind(plan.rootfs(), &rootfs, false, true)];
+    entries.extend(plan.guest.shares.iter().map(|share| {
+        let target = root.join(&share.target);
+        bind(&share.source, &target, share.read_only, share.recursive)
+    }));
+    entries
+}
+
 fn device_jail(plan: &Plan, layer: Option<&Layer>, paths: &Paths, cpu: Option<usize>) -> Jail {
-    let rootfs_target = Path::new("/").join(&plan.guest.rootfs_target);
-    let mut entries = Vec::new();
-    match layer {
-        Some(layer) => entries.push(Entry::Overlay {
+    let mut entries = shares(plan);
+    if let (Some(layer), Some(rootfs)) = (layer, entries.first_mut()) {
+        *rootfs = Entry::Overlay {
             lower: vec![layer.lower.clone()],
             upper: layer.writable.join("upper"),
             work: layer.writable.join("work"),
-            target: rootfs_target,
-        }),
-        None => entries.push(bind(plan.rootfs(), &rootfs_target, false, true)),
-    }
-    for share in &plan.guest.shares {
-        let target = Path::new("/").join(&share.target);
-        entries.push(bind(
-            &share.source,
-            &target,
-            share.read_only,
-            share.recursive,
-        ));
+            target: Path::new("/").join(&plan.guest.rootfs_target),
+        };
     }
     Jail {
         hostname: paths.id().to_string(),

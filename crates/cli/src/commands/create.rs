@@ -1,15 +1,19 @@
 //! `bulkhead create [--bundle DIR] ID`: a container up to the moment before its program starts.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bulkhead_oci::Bundle;
+use bulkhead_oci::plan::joined_namespaces;
 use bulkhead_sandbox::claim;
 use bulkhead_sandbox::client;
 use bulkhead_sandbox::id::Id;
 use bulkhead_sandbox::paths::Paths;
 use bulkhead_sandbox::request::Request;
+use bulkhead_sandbox::state::State;
 use bulkhead_sandbox::stdio::Stdio;
 use bulkhead_sandbox::sweep;
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -21,6 +25,9 @@ use crate::detached::{Looks, Network, Options, StandIn, write_pid};
 use crate::error::CommandError;
 use crate::options::Globals;
 use crate::standin::{Bind, View};
+
+/// How long the sandbox process may take to put a container away that could not be made.
+const PUT_AWAY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -77,6 +84,7 @@ pub fn create(wanted: &Wanted, options: &Options, globals: &Globals) -> Result<(
     let paths = Paths::new(&globals.root, &wanted.id);
     // A record of an earlier container of that name would only mislead.
     let _ = std::fs::remove_file(paths.failure());
+    let machine = machine(&globals.root, &bundle.spec);
     let lock = claim::claim(&paths)?;
     let size = process
         .and_then(|process| process.console_size())
@@ -86,7 +94,15 @@ pub fn create(wanted: &Wanted, options: &Options, globals: &Globals) -> Result<(
         });
     let standin = StandIn::spawn(options.console_socket.as_deref(), size, looks(&bundle));
     let made = standin.and_then(|mut standin| {
-        let made = make(wanted, options, globals, &paths, &mut standin, lock);
+        let made = make(
+            wanted,
+            options,
+            globals,
+            &paths,
+            &mut standin,
+            lock,
+            machine.as_ref(),
+        );
         if made.is_err() {
             standin.wait();
         }
@@ -163,6 +179,7 @@ fn make(
     paths: &Paths,
     standin: &mut StandIn,
     lock: OwnedFd,
+    machine: Option<&Paths>,
 ) -> Result<(), CommandError> {
     let (lifeline, held) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| CommandError::io("make a pipe")(error.into()))?;
@@ -177,12 +194,21 @@ fn make(
         owner: common::owner(),
         origin_ns: globals.began_ns,
         listener_fd: -1,
+        lock_fd: -1,
         lifeline_fd: None,
         attach_fd: None,
         standin: Some(standin.pid()),
         netns: Some(PathBuf::from(format!("/proc/{}/ns/net", standin.pid()))),
     };
-    let mut sandbox = client::start(request, paths, lock, Some(lifeline))?;
+    let mut spawned = match machine {
+        Some(other) => {
+            client::join(request, paths, other, &lock, &lifeline)?;
+            // The sandbox process has it now.
+            drop(lock);
+            None
+        }
+        None => Some(client::start(request, paths, lock, Some(lifeline))?),
+    };
     let done = standin
         .hand_over(paths, "")
         .and_then(|()| common::block_on(ask(paths, &wanted.bundle, options)))
@@ -198,9 +224,48 @@ fn make(
         });
     if done.is_err() {
         drop(held);
-        crate::session::reap(&mut sandbox);
+        match &mut spawned {
+            Some(sandbox) => crate::session::reap(sandbox),
+            // Nobody of ours to wait for: the process lives on for others.
+            None => {
+                let _ = claim::wait_until_free(paths, PUT_AWAY);
+            }
+        }
     }
     done
+}
+
+/// The container in whose virtual machine this one belongs: one that shares its network namespace, or
+/// any other namespace it names.
+fn machine(root: &Path, spec: &Spec) -> Option<Paths> {
+    let pids: Vec<u32> = joined_namespaces(spec)
+        .iter()
+        .map(|joined| joined.pid)
+        .collect();
+    let network = match network(spec) {
+        Network::Join(path) => std::fs::metadata(path).ok(),
+        Network::New | Network::Inherit => None,
+    };
+    if network.is_none() && pids.is_empty() {
+        return None;
+    }
+    let shares_network = |pid: u32| {
+        let theirs = std::fs::metadata(format!("/proc/{pid}/ns/net")).ok();
+        match (&theirs, &network) {
+            (Some(theirs), Some(ours)) => theirs.dev() == ours.dev() && theirs.ino() == ours.ino(),
+            _ => false,
+        }
+    };
+    let others = sweep::names(root).unwrap_or_default();
+    others.iter().map(|id| Paths::new(root, id)).find(|paths| {
+        let Ok(state) = State::load(paths) else {
+            return false;
+        };
+        let standin = state.standin.filter(|_| state.exit.is_none());
+        standin.is_some_and(|standin| {
+            standin.is_alive() && (pids.contains(&standin.pid) || shares_network(standin.pid))
+        })
+    })
 }
 
 async fn ask(paths: &Paths, bundle: &Path, options: &Options) -> Result<(), CommandError> {

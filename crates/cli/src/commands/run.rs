@@ -100,6 +100,7 @@ fn attached(
         owner: common::owner(),
         origin_ns: globals.began_ns,
         listener_fd: -1,
+        lock_fd: -1,
         lifeline_fd: None,
         attach_fd: None,
         standin: None,

@@ -6,6 +6,7 @@ use oci_spec::runtime::{
 
 use super::{Because, Rule};
 use crate::plan::is_bind;
+use crate::plan::joined::could_be_a_containers;
 use crate::plan::own_kernel::{all_devices_allowed, is_common};
 
 /// File systems a container can mount in its guest without a source on the host.
@@ -247,10 +248,10 @@ fn present(spec: &Spec, typ: Ns) -> Vec<String> {
 fn with_path(spec: &Spec, types: &[Ns]) -> Vec<String> {
     let has_path = |ns: &LinuxNamespace| {
         types.contains(&ns.typ())
-            && ns
-                .path()
-                .as_deref()
-                .is_some_and(|path| !path.as_os_str().is_empty())
+            && ns.path().as_deref().is_some_and(|path| {
+                // Whether it is that of a container of ours is seen when it is made.
+                !path.as_os_str().is_empty() && !could_be_a_containers(ns.typ(), path)
+            })
     };
     namespaces(spec)
         .iter()

@@ -12,6 +12,9 @@ use super::record::{self, Record};
 /// Controllers of version 2 that are handed down to the group: those engines read and limits need.
 const HANDED_DOWN: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
+/// How often a group that is to be left is looked at for processes that came meanwhile.
+const HAND_OVER_ROUNDS: usize = 8;
+
 /// Where a group is going to be. Nothing of it has been made.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -167,6 +170,27 @@ impl Group {
         for member in &self.members {
             // It may have ended, which is as good.
             let _ = member.send_home(pid);
+        }
+    }
+
+    /// Moves every process out: into `heir`, or to where this process came from.
+    pub fn hand_over(&self, heir: Option<&Self>) {
+        for (number, member) in self.members.iter().enumerate() {
+            let heir = heir.and_then(|heir| heir.members.get(number));
+            // Those that are moved may fork in between.
+            for _ in 0..HAND_OVER_ROUNDS {
+                let list = fs::read_to_string(member.dir.join("cgroup.procs")).unwrap_or_default();
+                if list.is_empty() {
+                    break;
+                }
+                for pid in list.lines().filter_map(|line| line.parse().ok()) {
+                    let moved = heir.is_some_and(|heir| move_to(&heir.dir, pid).is_ok());
+                    if !moved {
+                        // It may have ended, which is as good.
+                        let _ = member.send_home(pid);
+                    }
+                }
+            }
         }
     }
 

@@ -17,17 +17,25 @@ impl Sandbox {
         if let Some(process) = lock(&self.processes).get("") {
             return Err(self.wrong_state("create", process.status()));
         }
-        let created = self.try_create(stdio).await;
+        let process = Arc::new(Process::new("", stdio, Vec::new()));
+        let created = self.try_create(&process).await;
         if let Err(error) = &created {
             self.start_failed(error).await;
+            process.ended(Exit {
+                code: VM_DIED,
+                at_ns: epoch_ns(),
+                oom_killed: false,
+                signal: 0,
+            });
+            // This process may live on for other containers, its stand-in must not.
+            process.release();
         }
         created
     }
 
-    async fn try_create(self: &Arc<Self>, stdio: Stdio) -> Result<u32, SandboxError> {
+    async fn try_create(self: &Arc<Self>, process: &Arc<Process>) -> Result<u32, SandboxError> {
         let (vm, plan) = self.machine().await?;
-        let process = Arc::new(Process::new("", stdio, Vec::new()));
-        let (ports, streams) = self.attach_streams(&vm, &process)?;
+        let (ports, streams) = self.attach_streams(&vm, process)?;
         let began = now_ns();
         let request = messages::CreateContainerRequest {
             container_id: self.request.id.to_string(),
@@ -60,7 +68,7 @@ impl Sandbox {
         let response = answer.ok_or(SandboxError::Silent(plan.config.start_timeout_s))?;
         self.record_guest(&vm, &response, began);
         process.created(response.pid, streams);
-        lock(&self.processes).insert(String::new(), process);
+        lock(&self.processes).insert(String::new(), process.clone());
         self.update(|state| state.status = Status::Created)?;
         Ok(self.engine_pid())
     }
@@ -117,13 +125,15 @@ impl Sandbox {
         };
         self.torn_down.send_replace(true);
         if let Some(vm) = machine {
-            vm.kill().await;
-            // A start that failed is in no hurry, and leaves nothing.
-            vm.gone().await;
+            self.evict(&vm).await;
+            if !self.pod.has_others(self.request.id.as_str()) {
+                // A start that failed is in no hurry, and leaves nothing.
+                vm.gone().await;
+            }
         }
         self.keep_record(&failure);
         self.put_away().await;
-        self.done.notify_one();
+        self.finished();
     }
 }
 

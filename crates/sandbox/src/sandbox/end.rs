@@ -17,10 +17,49 @@ impl Sandbox {
             }
         }
         self.torn_down.send_replace(true);
-        vm.kill().await;
+        self.move_out(vm).await;
         self.update_or_log(|state| state.helpers.clear());
         self.leave_group().await;
         self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// The container does not need the machine any more: the last one ends it, one before that takes
+    /// its files along.
+    pub(super) async fn move_out(&self, vm: &Vm) {
+        if self.pod.move_out(self.request.id.as_str()) {
+            vm.kill().await;
+        } else {
+            if let Boot::Up(_, plan) = &*self.boot.borrow() {
+                vm.unshare(plan);
+            }
+        }
+    }
+
+    /// Takes a container that did not end in order out of a machine in which others live on.
+    pub(super) async fn evict(&self, vm: &Vm) {
+        if self.pod.has_others(self.request.id.as_str()) {
+            let request = messages::ContainerRequest {
+                container_id: self.request.id.to_string(),
+                ..Default::default()
+            };
+            let destroy = vm.agent.destroy_container(Context::default(), &request);
+            // It may not have been made.
+            let _ = tokio::time::timeout(DESTROY_TIMEOUT, destroy).await;
+        }
+        self.move_out(vm).await;
+    }
+
+    /// Nothing is left to do for the container; what is left of it are files.
+    pub(super) fn finished(&self) {
+        if self.pod.has_others(self.request.id.as_str()) && self.paths.dir().exists() {
+            // The process lives on for others, and is not this container's any more.
+            self.update_or_log(|state| state.sandbox = None);
+        }
+        // Stand-ins nobody asked for end with this.
+        lock(&self.attachments).clear();
+        let ownership = lock(&self.ownership).take();
+        drop(ownership);
+        self.pod.forget(self.request.id.as_str());
     }
 
     /// Without a command that would do it, the end of the machine is that of this process.
@@ -31,7 +70,7 @@ impl Sandbox {
         if self.request.auto_remove {
             self.put_away().await;
         }
-        self.done.notify_one();
+        self.finished();
     }
 
     /// The machine is gone. Before the container's end that is a failure, after it the usual way.
@@ -133,7 +172,7 @@ impl Sandbox {
         }
         self.end_machine().await;
         self.put_away().await;
-        self.done.notify_one();
+        self.finished();
         Ok((std::process::id(), exit))
     }
 
@@ -144,7 +183,7 @@ impl Sandbox {
         if self.request.auto_remove {
             self.put_away().await;
         }
-        self.done.notify_one();
+        self.finished();
     }
 
     async fn end_machine(&self) {
@@ -177,7 +216,7 @@ impl Sandbox {
         let machine = self.machine_if_up();
         self.torn_down.send_replace(true);
         if let Some(vm) = machine {
-            vm.kill().await;
+            self.evict(&vm).await;
         }
         let ended = self
             .state()
@@ -188,6 +227,6 @@ impl Sandbox {
         } else {
             self.put_away().await;
         }
-        self.done.notify_one();
+        self.finished();
     }
 }

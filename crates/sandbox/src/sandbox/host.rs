@@ -23,6 +23,10 @@ impl Sandbox {
     pub async fn prepare_host(&self, plan: &Plan) -> Result<(), SandboxError> {
         self.make_group(plan)?;
         self.hooks_of_create(plan).await?;
+        // The machine's processes are in the group of the container that brought them.
+        if self.pod.has_others(self.request.id.as_str()) {
+            return Ok(());
+        }
         if let Some(group) = lock(&self.group).as_ref() {
             let began = now_ns();
             // Not before the hooks: they are the engine's, and not the container's to pay for.
@@ -146,10 +150,17 @@ impl Sandbox {
         let Some(group) = lock(&self.group).take() else {
             return;
         };
-        if let Some(vm) = self.machine_if_up() {
-            vm.gone().await;
+        if self.pod.has_others(self.request.id.as_str()) {
+            for pid in self.request.standin.as_slice() {
+                group.let_go(*pid);
+            }
+            self.bequeath(&group);
+        } else {
+            if let Some(vm) = self.machine_if_up() {
+                vm.gone().await;
+            }
+            group.leave(self.request.standin.as_slice());
         }
-        group.leave(self.request.standin.as_slice());
         // A process that is about to end cannot be moved any more.
         let standin = self.state().and_then(|state| state.standin);
         if let Some(standin) = standin.filter(|standin| group.has(standin.pid))
@@ -160,6 +171,14 @@ impl Sandbox {
         }
         group.remove();
         self.update_or_log(|state| state.cgroup = None);
+    }
+
+    /// What is left in the group is the machine's: it goes to another container that lives in it.
+    fn bequeath(&self, group: &Group) {
+        let others = self.pod.others(self.request.id.as_str());
+        let heir = others.iter().find(|other| lock(&other.group).is_some());
+        let theirs = heir.map(|heir| lock(&heir.group));
+        group.hand_over(theirs.as_deref().and_then(Option::as_ref));
     }
 
     /// Puts everything away that the host holds for the container, its name last. The machine must have

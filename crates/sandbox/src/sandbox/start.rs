@@ -22,12 +22,11 @@ impl Sandbox {
         let started = self.start_in_guest(&vm, &plan, exec_id).await;
         let answer = match started {
             Ok(answer) => answer,
-            Err(error) if exec_id.is_empty() => {
-                self.start_failed(&error).await;
-                return Err(error);
-            }
             Err(error) => {
                 // The agent forgets a process whose start failed.
+                if exec_id.is_empty() {
+                    self.start_failed(&error).await;
+                }
                 process.ended(Exit {
                     code: VM_DIED,
                     at_ns: 0,
