@@ -11,15 +11,14 @@ podman_suite! {
         bridge_gives_an_address_and_a_route,
         two_networks_give_two_interfaces,
         containers_reach_each_other_by_name,
-        address_and_mac_are_the_asked_for;
-    not_yet:
-        container_networks_are_joined = "two virtual machines cannot share a network namespace's interfaces";
+        address_and_mac_are_the_asked_for,
+        container_networks_are_joined;
 }
 
 /// Answers every connection.
-const SERVING: &str = "echo ready; while :; do echo hello | nc -l -p 80; done";
+pub const SERVING: &str = "echo ready; while :; do echo hello | nc -l -p 80; done";
 
-fn wait_until_ready(podman: &Podman, name: &str) {
+pub fn wait_until_ready(podman: &Podman, name: &str) {
     podman
         .command(["logs", "--follow", name])
         .spawn()
@@ -48,7 +47,8 @@ fn bridge_gives_an_address_and_a_route(podman: &Podman) {
     );
 }
 
-fn published_port_is_reached(podman: &Podman) {
+/// Gives the host an address of its own to publish ports on.
+pub fn add_address(podman: &Podman) {
     let address = ["address", "add", "10.200.0.1/32", "dev", "lo"];
     podman
         .ground()
@@ -56,16 +56,22 @@ fn published_port_is_reached(podman: &Podman) {
         .args(address)
         .output()
         .expect_code(0);
+}
+
+/// What a server says to a client on the host.
+pub fn answer_on_host(podman: &Podman, port: &str) -> String {
+    let client = podman.ground().command("busybox");
+    let output = client.args(["sh", "-c", &ask("10.200.0.1", port)]).output();
+    output.text().to_owned()
+}
+
+fn published_port_is_reached(podman: &Podman) {
+    add_address(podman);
     let options = ["--network", "podman", "--publish", "10.200.0.1:8080:80"];
     let name = podman.detached(&options, SERVING);
     wait_until_ready(podman, &name);
 
-    let client = podman.ground().command("busybox");
-    let output = client
-        .args(["sh", "-c", &ask("10.200.0.1", "8080")])
-        .output();
-
-    assert_eq!(output.text(), "hello");
+    assert_eq!(answer_on_host(podman, "8080"), "hello");
 }
 
 fn two_networks_give_two_interfaces(podman: &Podman) {

@@ -5,17 +5,23 @@ use std::fs;
 use bulkhead_tests::Podman;
 use bulkhead_tests::harness::podman::IMAGE;
 
+use crate::network::{SERVING, add_address, answer_on_host, wait_until_ready};
 use crate::podman_suite;
 
 podman_suite! {
-    both: ;
+    both:
+        containers_of_a_pod_share_network_and_name;
     uml:
+        containers_of_a_pod_share_memory_files,
+        containers_of_a_pod_share_processes_if_asked,
+        container_of_a_pod_has_files_and_limits_of_its_own,
+        container_that_cannot_start_leaves_the_others_alone,
+        container_of_a_pod_is_removed_and_another_comes,
+        processes_of_another_container_are_seen,
+        pod_is_stopped_and_started,
+        pod_with_ports_is_reached,
+        manifest_is_played_and_taken_down,
         manifest_is_generated;
-    not_yet:
-        containers_of_a_pod_share_network_and_name = "the containers of a pod do not share a virtual machine",
-        containers_of_a_pod_share_memory_files = "the containers of a pod do not share a virtual machine",
-        pod_is_stopped_and_started = "the containers of a pod do not share a virtual machine",
-        manifest_is_played_and_taken_down = "the containers of a pod do not share a virtual machine";
 }
 
 /// A pod without a network of its own.
@@ -38,12 +44,8 @@ fn member(podman: &Podman, pod: &str, script: &str) -> String {
 
 fn containers_of_a_pod_share_network_and_name(podman: &Podman) {
     let pod = pod(podman, &["--hostname", "together"]);
-    let serving = "echo ready; while :; do echo hello | nc -l -p 80; done";
-    let server = member(podman, &pod, serving);
-    podman
-        .command(["logs", "--follow", &server])
-        .spawn()
-        .line_is("ready");
+    let server = member(podman, &pod, SERVING);
+    wait_until_ready(podman, &server);
 
     let script = "hostname; until nc -w 5 127.0.0.1 80 </dev/null | grep hello; do sleep 0.1; done";
     let output = podman.podman(&["run", "--rm", "--pod", &pod, IMAGE, "sh", "-c", script]);
@@ -58,14 +60,88 @@ fn containers_of_a_pod_share_memory_files(podman: &Podman) {
         &pod,
         "echo shared >/dev/shm/file; echo ready; sleep 1000",
     );
-    podman
-        .command(["logs", "--follow", &first])
-        .spawn()
-        .line_is("ready");
+    wait_until_ready(podman, &first);
 
     let output = podman.podman(&["run", "--rm", "--pod", &pod, IMAGE, "cat", "/dev/shm/file"]);
 
     assert_eq!(output.text(), "shared");
+}
+
+fn containers_of_a_pod_share_processes_if_asked(podman: &Podman) {
+    let pod = pod(podman, &["--share", "pid,uts,ipc"]);
+    member(podman, &pod, "exec sleep 4321");
+
+    let output = podman.podman(&["run", "--rm", "--pod", &pod, IMAGE, "ps", "-o", "args"]);
+
+    let seen = output.text().lines().any(|line| line == "sleep 4321");
+    assert!(seen, "{output}");
+}
+
+fn processes_of_another_container_are_seen(podman: &Podman) {
+    let first = podman.detached(&[], "exec sleep 4321");
+
+    let output = podman.ran(&["--pid", &format!("container:{first}")], "ps -o args");
+
+    let seen = output.text().lines().any(|line| line == "sleep 4321");
+    assert!(seen, "{output}");
+    let output = podman.podman(&["exec", &first, "cat", "/proc/1/comm"]);
+    assert_eq!(output.text(), "sleep");
+}
+
+fn container_of_a_pod_has_files_and_limits_of_its_own(podman: &Podman) {
+    let pod = pod(podman, &[]);
+    let first = member(podman, &pod, "echo mine >/file; echo ready; sleep 1000");
+    wait_until_ready(podman, &first);
+    let volume = podman.test.new_dir();
+    fs::write(volume.join("file"), "of the host\n").unwrap();
+    let volume = format!("{}:/volume", volume.display());
+
+    let script = "ls /file || echo none; cat /volume/file; ulimit -n";
+    let mut options = vec!["--pod", &pod, "--volume", &volume];
+    options.extend(["--ulimit", "nofile=77:77", "--ulimit", "nproc=1000:1000"]);
+    let output = podman.ran(&options, script);
+
+    assert_eq!(output.text(), "none\nof the host\n77");
+}
+
+fn container_that_cannot_start_leaves_the_others_alone(podman: &Podman) {
+    let pod = pod(podman, &[]);
+    let first = member(podman, &pod, "exec sleep 1000");
+
+    let missing = ["run", "--rm", "--pod", &pod, IMAGE, "/no/such/program"];
+    podman.podman(&missing).expect_code(127);
+    let failing = ["run", "--rm", "--pod", &pod, IMAGE, "sh", "-c", "exit 3"];
+    podman.podman(&failing).expect_code(3);
+
+    let output = podman.podman(&["exec", &first, "echo", "still here"]);
+    assert_eq!(output.text(), "still here");
+}
+
+fn container_of_a_pod_is_removed_and_another_comes(podman: &Podman) {
+    let pod = pod(podman, &[]);
+    let first = member(podman, &pod, "exec sleep 1000");
+    let second = member(podman, &pod, "exec sleep 1000");
+
+    let remove = ["rm", "--force", "--time", "0", &first];
+    podman.podman(&remove).expect_code(0);
+    let third = member(podman, &pod, "exec sleep 1000");
+
+    for name in [&second, &third] {
+        let output = podman.podman(&["exec", name, "echo", "here"]);
+        assert_eq!(output.text(), "here");
+    }
+}
+
+fn pod_with_ports_is_reached(podman: &Podman) {
+    add_address(podman);
+    let pod = podman.test.new_id();
+    let publish = ["--network", "podman", "--publish", "10.200.0.1:8081:80"];
+    let create = podman.command(["pod", "create", "--name", &pod]);
+    create.args(publish).output().expect_code(0);
+    let server = member(podman, &pod, SERVING);
+    wait_until_ready(podman, &server);
+
+    assert_eq!(answer_on_host(podman, "8081"), "hello");
 }
 
 fn pod_is_stopped_and_started(podman: &Podman) {
