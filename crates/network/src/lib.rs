@@ -23,7 +23,7 @@ pub use bulkhead_netlink::{Address, Neighbour, Route};
 pub use error::NetworkError;
 pub use inspect::Interface;
 pub use namespace::Namespace;
-pub use network::{Change, Network, Port, Update, clean};
+pub use network::{Change, Network, Port, Update, clean, is_populated, is_same};
 
 /// A hardware address.
 pub type Mac = [u8; 6];

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
@@ -43,6 +44,14 @@ impl Namespace {
             file: file.into(),
             path: path.to_owned(),
         })
+    }
+
+    /// Whether `path` names this namespace.
+    pub(crate) fn is(&self, path: &Path) -> bool {
+        match (self.file.metadata(), std::fs::metadata(path)) {
+            (Ok(ours), Ok(theirs)) => ours.dev() == theirs.dev() && ours.ino() == theirs.ino(),
+            _ => false,
+        }
     }
 
     /// Runs `work` on a thread that is in the namespace, and waits for its end.

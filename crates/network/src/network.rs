@@ -91,6 +91,12 @@ impl Network {
         Ok((Self { namespace, cards }, ports))
     }
 
+    /// Whether these are the interfaces of the namespace at `path`.
+    #[must_use]
+    pub fn is_of(&self, path: &Path) -> bool {
+        self.namespace.is(path)
+    }
+
     /// What each card of the machine is to become.
     #[must_use]
     pub fn changes(&self) -> Vec<Change> {
@@ -150,6 +156,20 @@ impl Drop for Network {
             tracing::warn!("Failed to undo the container's network: {error}");
         }
     }
+}
+
+/// Whether two paths name one namespace.
+#[must_use]
+pub fn is_same(one: &Path, other: &Path) -> bool {
+    Namespace::open(one).is_ok_and(|namespace| namespace.is(other))
+}
+
+/// Whether the namespace at `path` has interfaces a container could see, besides loopback.
+///
+/// # Errors
+/// As [`Network::plug`], for what cannot be passed on.
+pub fn is_populated(path: &Path) -> Result<bool, NetworkError> {
+    Namespace::open(path)?.run(|| Ok(!inspect(&mut open()?)?.is_empty()))
 }
 
 /// Removes what a killed process left on the interfaces of the namespace at `path`: filters that

@@ -40,8 +40,24 @@ pub struct Plan {
     pub netns: Option<PathBuf>,
     /// Whether an interface may come into that namespace before the container is started.
     pub late_network: bool,
+    /// In a machine that has other containers: the container's own network namespace, in which there
+    /// must be nothing but loopback. `None` if it has the network of the machine.
+    pub apart: Option<PathBuf>,
     /// The host's configuration.
     pub config: Config,
+}
+
+/// What a machine has for a further container. Processes of the guest are those of the containers'
+/// first processes.
+pub trait Neighbours {
+    /// The process a process on the host stands in for.
+    fn guest_pid(&self, standin: u32) -> Option<u32>;
+    /// The process of a container with this `/dev/shm` on the host.
+    fn guest_pid_with_shm(&self, source: &Path) -> Option<u32>;
+    /// The process of a container that is [apart](Plan::apart) in this namespace.
+    fn guest_pid_apart(&self, netns: &Path) -> Option<u32>;
+    /// Whether this namespace's interfaces are the machine's.
+    fn has_network(&self, netns: &Path) -> bool;
 }
 
 /// Why a container cannot be planned.
@@ -53,6 +69,9 @@ pub enum PlanError {
     /// See [`BundleError`].
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// See [`bulkhead_network::NetworkError`].
+    #[error(transparent)]
+    Network(#[from] bulkhead_network::NetworkError),
     /// See [`HypervisorError`].
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
@@ -96,6 +115,13 @@ pub enum PlanError {
         /// The process.
         pid: u32,
     },
+    /// The container has interfaces of its own, and the machine those of another container.
+    #[error(
+        "linux.namespaces (network): a container that shares namespaces with another one lives in that \
+         one's virtual machine, which gets no further network cards in this version: share the network, \
+         too (podman: --network container:NAME, or a pod), or use --network none"
+    )]
+    NetworkOfItsOwn,
     /// The limit is beyond what the machine has.
     #[error(
         "linux.resources.memory.limit: {limit_mib} MiB are more than the virtual machine of the pod \
@@ -195,29 +221,34 @@ impl Plan {
             vcpus,
             netns,
             late_network,
+            apart: None,
             config,
         })
     }
 
-    /// Decides about a further container of the machine that `first` is the plan of. `guest_pid` and
-    /// `shm` are those of [`bulkhead_oci::plan::join`].
+    /// Decides about a further container of the machine that `first` is the plan of.
     ///
     /// # Errors
     /// Whatever makes the container impossible there, by name.
     pub fn join(
         request: &Request,
         first: &Self,
-        guest_pid: impl Fn(u32) -> Option<u32>,
-        shm: impl Fn(&Path) -> Option<u32>,
+        machine: &impl Neighbours,
     ) -> Result<Self, PlanError> {
         let config = Config::load()?;
         let bundle = Bundle::load(&request.bundle)?;
         own_annotations(&bundle, &config)?;
         let mut guest = bulkhead_oci::guest_plan(request.id.as_str(), &bundle)?;
         let source = bulkhead_oci::plan::shared_memory_source(&bundle.spec);
-        let shm = source.as_deref().and_then(shm);
-        bulkhead_oci::plan::join(&mut guest.spec, guest_pid, shm)
+        let shm = source.and_then(|source| machine.guest_pid_with_shm(&source));
+        bulkhead_oci::plan::join(&mut guest.spec, |pid| machine.guest_pid(pid), shm)
             .map_err(|stranger| PlanError::stranger(&stranger))?;
+        let own = bulkhead_oci::network_namespace(&bundle.spec).or_else(|| request.netns.clone());
+        let apart = own.filter(|own| !machine.has_network(own));
+        if let Some(apart) = &apart {
+            let neighbour = machine.guest_pid_apart(apart);
+            bulkhead_oci::plan::set_apart(&mut guest.spec, neighbour);
+        }
         let store = Store::open(&bulkhead_kernels::lib_dir());
         bulkhead_kernels::check(&first.kernel, &needs(&bundle), &store)?;
         if let Some(limit) = memory_limit(&bundle).filter(|limit| *limit > first.memory_bytes) {
@@ -237,8 +268,21 @@ impl Plan {
             vcpus: first.vcpus,
             netns: None,
             late_network: false,
+            apart,
             config,
         })
+    }
+
+    /// Makes sure that the network namespace of a container that is [apart](Self::apart) is as empty as
+    /// it will find its own. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// [`PlanError::NetworkOfItsOwn`], or when it cannot be looked at.
+    pub fn check_apart(&self) -> Result<(), PlanError> {
+        match &self.apart {
+            Some(path) if bulkhead_network::is_populated(path)? => Err(PlanError::NetworkOfItsOwn),
+            _ => Ok(()),
+        }
     }
 
     /// Where the container's root file system is on the host.

@@ -186,6 +186,19 @@ impl Sandbox {
         (own == source && init.exit.borrow().is_none()).then(|| init.pid())
     }
 
+    /// The container's first process in the guest, if the container is apart from the machine's network
+    /// in the namespace `netns`.
+    #[must_use]
+    pub fn guest_pid_apart(&self, netns: &Path) -> Option<u32> {
+        let Boot::Up(_, plan) = &*self.boot.borrow() else {
+            return None;
+        };
+        let apart = plan.apart.as_deref()?;
+        let init = lock(&self.processes).get("").cloned()?;
+        let same = bulkhead_network::is_same(apart, netns);
+        (same && init.exit.borrow().is_none()).then(|| init.pid())
+    }
+
     /// Waits until the start is not wanted any more.
     pub async fn called_off(&self) {
         // We hold the sender, so this cannot fail.

@@ -14,7 +14,7 @@ use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 use crate::error::SandboxError;
-use crate::plan::Plan;
+use crate::plan::{Neighbours, Plan};
 use crate::pod::Pod;
 use crate::request::Request;
 use crate::sandbox::Sandbox;
@@ -303,21 +303,47 @@ fn move_in(
     Ok(())
 }
 
+/// A machine as a further container finds it.
+struct Machine<'m> {
+    vm: &'m Vm,
+    containers: &'m [Arc<Sandbox>],
+}
+
+impl Neighbours for Machine<'_> {
+    fn guest_pid(&self, standin: u32) -> Option<u32> {
+        let mut containers = self.containers.iter();
+        containers.find_map(|other| other.guest_pid_of(standin))
+    }
+
+    fn guest_pid_with_shm(&self, source: &Path) -> Option<u32> {
+        let mut containers = self.containers.iter();
+        containers.find_map(|other| other.guest_pid_with_shm(source))
+    }
+
+    fn guest_pid_apart(&self, netns: &Path) -> Option<u32> {
+        let mut containers = self.containers.iter();
+        containers.find_map(|other| other.guest_pid_apart(netns))
+    }
+
+    fn has_network(&self, netns: &Path) -> bool {
+        self.vm.has_network_of(netns)
+    }
+}
+
 /// Plans a further container and gives the guest its files.
 async fn furnish(pod: &Pod, first: &Sandbox, container: &Arc<Sandbox>) -> Result<(), SandboxError> {
     let (vm, plan) = first.home().await?;
     let began = now_ns();
     let containers = pod.containers();
-    let guest_pid = |pid| containers.iter().find_map(|other| other.guest_pid_of(pid));
-    let shm = |source: &Path| {
-        containers
-            .iter()
-            .find_map(|other| other.guest_pid_with_shm(source))
+    let machine = Machine {
+        vm: &vm,
+        containers: &containers,
     };
-    let plan = Plan::join(&container.request, &plan, guest_pid, shm)?;
+    let plan = Plan::join(&container.request, &plan, &machine)?;
     container.begin(&plan)?;
     container.span(Actor::Host, "plan", began);
     container.prepare_host(&plan).await?;
+    plan.check_apart()?;
     let began = now_ns();
     vm.share(&plan).map_err(SandboxError::Share)?;
     container.span(Actor::Host, "share files with the machine", began);

@@ -310,6 +310,12 @@ impl Vm {
         network.as_ref().map(Network::changes).unwrap_or_default()
     }
 
+    /// Whether the machine's interfaces are those of the network namespace at `path`.
+    pub fn has_network_of(&self, path: &Path) -> bool {
+        let network = self.lock_network();
+        network.as_ref().is_some_and(|network| network.is_of(path))
+    }
+
     /// Looks for what came to the container's network since the machine was launched; returns nothing
     /// if there is nothing to do.
     ///

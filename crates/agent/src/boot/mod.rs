@@ -4,7 +4,7 @@
 //! besides is made while the host answers.
 
 mod cgroup;
-mod loopback;
+pub mod loopback;
 mod mounts;
 
 use std::io;

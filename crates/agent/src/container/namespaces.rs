@@ -14,6 +14,8 @@ use rustix::{
     process::{PidfdFlags, getpid, pidfd_open},
 };
 
+use crate::boot::loopback;
+
 use super::{
     ContainerError,
     failure::{During, Step, shown},
@@ -37,14 +39,14 @@ struct Joined {
 }
 
 impl Namespaces {
-    /// Checks the list. A network namespace means nothing here: the virtual
-    /// machine's network is the container's.
+    /// Checks the list. Usually there is no network namespace: the virtual machine's network is the
+    /// container's. One in a machine with several may have its own, with loopback alone.
     pub fn plan(spec: Option<&[LinuxNamespace]>) -> Result<Self, ContainerError> {
         let mut namespaces = Self::default();
         for (index, entry) in spec.unwrap_or_default().iter().enumerate() {
             let field = format!("linux.namespaces[{index}]");
             let flag = match entry.typ() {
-                Type::Network => continue,
+                Type::Network => libc::CLONE_NEWNET,
                 Type::Mount => libc::CLONE_NEWNS,
                 Type::Cgroup => libc::CLONE_NEWCGROUP,
                 Type::Uts => libc::CLONE_NEWUTS,
@@ -154,6 +156,9 @@ impl Namespaces {
                 .and_then(|fd| sys::setns(fd.as_fd(), joined.flag))
                 .during(|| format!("join the namespace {}", shown(&joined.path)))
                 .map_err(|failure| failure.with_field(&joined.field))?;
+        }
+        if self.new & libc::CLONE_NEWNET != 0 {
+            loopback::bring_up().during(|| "bring the loopback interface up".to_owned())?;
         }
         if self.new & libc::CLONE_NEWCGROUP != 0 {
             // SAFETY: the cgroup namespace decides only what paths are shown; no memory or

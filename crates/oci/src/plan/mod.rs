@@ -9,7 +9,9 @@ mod source;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Hooks, LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Hooks, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
+};
 
 use crate::bundle::{Bundle, BundleError};
 use crate::id::check_id;
@@ -122,6 +124,20 @@ pub fn network_namespace(spec: &Spec) -> Option<PathBuf> {
         .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
     let path = network.path().clone()?;
     (!path.as_os_str().is_empty()).then_some(path)
+}
+
+/// Gives a guest's container a network namespace of its own within its machine, or that of a process
+/// there.
+pub fn set_apart(guest: &mut Spec, neighbour: Option<u32>) {
+    let mut network = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network);
+    if let Some(pid) = neighbour {
+        network = network.path(format!("/proc/{pid}/ns/net"));
+    }
+    if let (Some(linux), Ok(network)) = (guest.linux_mut(), network.build()) {
+        let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+        namespaces.push(network);
+        linux.set_namespaces(Some(namespaces));
+    }
 }
 
 /// Whether a mount binds a path, by its type or by its options.

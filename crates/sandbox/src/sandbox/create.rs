@@ -37,13 +37,17 @@ impl Sandbox {
         let (vm, plan) = self.machine().await?;
         let (ports, streams) = self.attach_streams(&vm, process)?;
         let began = now_ns();
+        // The network is that of the container that brought the machine.
+        let changes = plan.netns.as_ref().map(|_| vm.network_changes());
+        let changes = changes.unwrap_or_default();
+        let interfaces = changes.iter().map(network::message).collect();
         let request = messages::CreateContainerRequest {
             container_id: self.request.id.to_string(),
             spec_json: plan.guest.spec_json().map_err(PlanError::from)?,
             rootfs: plan.guest.rootfs_target.clone(),
             bundle: plan.bundle.dir.display().to_string(),
             stdio: Some(ports).into(),
-            interfaces: vm.network_changes().iter().map(network::message).collect(),
+            interfaces,
             ..Default::default()
         };
         let limit = Duration::from_secs(plan.config.start_timeout_s);

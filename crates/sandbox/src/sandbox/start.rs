@@ -76,6 +76,10 @@ impl Sandbox {
 
     /// Tells the guest what came to the container's network after it was created.
     async fn complete_network(&self, vm: &Vm, plan: &Plan) -> Result<(), SandboxError> {
+        plan.check_apart()?;
+        if self.pod.has_others(self.request.id.as_str()) && plan.netns.is_none() {
+            return Ok(());
+        }
         let update = vm.refresh_network()?;
         let resolvers = relay_names(vm, plan)?;
         if update.is_none() && resolvers.is_empty() {
