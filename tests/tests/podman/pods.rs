@@ -18,6 +18,7 @@ podman_suite! {
         container_that_cannot_start_leaves_the_others_alone,
         container_of_a_pod_is_removed_and_another_comes,
         processes_of_another_container_are_seen,
+        network_that_is_not_shared_is_apart,
         pod_is_stopped_and_started,
         pod_with_ports_is_reached,
         manifest_is_played_and_taken_down,
@@ -68,7 +69,7 @@ fn containers_of_a_pod_share_memory_files(podman: &Podman) {
 }
 
 fn containers_of_a_pod_share_processes_if_asked(podman: &Podman) {
-    let pod = pod(podman, &["--share", "pid,uts,ipc"]);
+    let pod = pod(podman, &["--share", "net,pid,uts,ipc"]);
     member(podman, &pod, "exec sleep 4321");
 
     let output = podman.podman(&["run", "--rm", "--pod", &pod, IMAGE, "ps", "-o", "args"]);
@@ -86,6 +87,16 @@ fn processes_of_another_container_are_seen(podman: &Podman) {
     assert!(seen, "{output}");
     let output = podman.podman(&["exec", &first, "cat", "/proc/1/comm"]);
     assert_eq!(output.text(), "sleep");
+}
+
+fn network_that_is_not_shared_is_apart(podman: &Podman) {
+    let first = podman.detached(&[], "echo ready; nc -l -p 80");
+    wait_until_ready(podman, &first);
+
+    let script = "ls /sys/class/net; nc -w 5 127.0.0.1 80 </dev/null || echo refused";
+    let output = podman.ran(&["--pid", &format!("container:{first}")], script);
+
+    assert_eq!(output.text(), "lo\nrefused");
 }
 
 fn container_of_a_pod_has_files_and_limits_of_its_own(podman: &Podman) {
