@@ -53,35 +53,55 @@ const UNUSED: &[&str] = &[
 /// Longest time without a line of progress.
 const TICK: Duration = Duration::from_secs(5);
 
-/// How one flavour is built.
+/// How one kernel is built.
 struct Recipe {
+    /// What it is called here and in the cache.
+    name: &'static str,
     flavour: Flavour,
     /// `ARCH=` of the kernel's makefile.
     arch: &'static str,
     /// Its target, and the file that the target makes.
     target: &'static str,
     /// Configuration files under guest/kernel/, in order.
-    configs: [&'static str; 2],
+    configs: &'static [&'static str],
+    /// Directory of its patches, under guest/.
+    patches: &'static str,
     /// Lines that the makefile prints on the way, for the percentage.
     steps: usize,
 }
 
+/// The kernels that are installed.
 const RECIPES: [Recipe; 2] = [
     Recipe {
+        name: "uml",
         flavour: Flavour::Uml,
         arch: "um",
         target: "linux",
-        configs: ["common.config", "uml.config"],
+        configs: &["common.config", "uml.config"],
+        patches: "patches",
         steps: 1530,
     },
     Recipe {
+        name: "vm",
         flavour: Flavour::Vm,
         arch: "x86_64",
         target: "vmlinux",
-        configs: ["common.config", "vm-x86_64.config"],
+        configs: &["common.config", "vm-x86_64.config"],
+        patches: "patches",
         steps: 2000,
     },
 ];
+
+/// The kernel of tests on a host whose KVM interprets guest kernels.
+const EMULATED: Recipe = Recipe {
+    name: "emulated",
+    flavour: Flavour::Vm,
+    arch: "x86_64",
+    target: "vmlinux",
+    configs: &["emulated.config"],
+    patches: "patches/emulated",
+    steps: 1360,
+};
 
 /// What goes into a kernel, by name, for one flavour.
 struct Inputs {
@@ -104,31 +124,61 @@ pub fn stage(flavour: Option<Flavour>) -> Result<()> {
         .iter()
         .filter(|recipe| flavour.is_none_or(|one| one == recipe.flavour))
     {
-        let inputs = Inputs::collect(recipe)?;
-        let built = obtain(recipe, &inputs)?;
-        let config = built.join("config");
-        let name = format!("{}-{}", recipe.flavour, release(&config)?);
-        let kernel = store.replace(
-            &built.join(recipe.target),
-            &Addition {
-                config: Some(&config),
-                name: Some(&name),
-                source: &format!("Debian {PACKAGE} {}", inputs.source_version),
-                patches: inputs
-                    .patches_of(&recipe.flavour)
-                    .map(|(name, _)| name.clone())
-                    .collect(),
-            },
-        )?;
-        if store.default_name(recipe.flavour).as_deref() != Some(&name) {
-            store.set_default(&name)?;
-        }
-        println!(
-            "kernel: {name}, {} KiB, at {}",
-            kernel.manifest.size >> 10,
-            kernel.image.display()
-        );
+        put(recipe, &store)?;
     }
+    Ok(())
+}
+
+/// Builds the kernel for tests unless it is in the cache, and lays out a library directory with it and
+/// the usual initramfs, beside the one that is installed.
+pub fn stage_emulated() -> Result<()> {
+    let lib = paths::build_emulated_lib();
+    put(&EMULATED, &Store::open(&lib))?;
+    let link = bulkhead_kernels::initramfs(&lib);
+    let initramfs = bulkhead_kernels::initramfs(&paths::build_lib());
+    if fs::read_link(&link).ok().as_ref() != Some(&initramfs) {
+        remove_link(&link)?;
+        std::os::unix::fs::symlink(&initramfs, &link)
+            .with_context(|| format!("Cannot create {}", link.display()))?;
+    }
+    Ok(())
+}
+
+fn remove_link(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+            Err(err).with_context(|| format!("Cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Builds one kernel, or takes it from the cache, puts it into `store` and makes it the default there.
+fn put(recipe: &Recipe, store: &Store) -> Result<()> {
+    let inputs = Inputs::collect(recipe)?;
+    let built = obtain(recipe, &inputs)?;
+    let config = built.join("config");
+    let name = format!("{}-{}", recipe.name, release(&config)?);
+    let kernel = store.replace(
+        &built.join(recipe.target),
+        &Addition {
+            config: Some(&config),
+            name: Some(&name),
+            source: &format!("Debian {PACKAGE} {}", inputs.source_version),
+            patches: inputs
+                .patches_of(recipe.flavour)
+                .map(|(name, _)| name.clone())
+                .collect(),
+        },
+    )?;
+    if store.default_name(recipe.flavour).as_deref() != Some(&name) {
+        store.set_default(&name)?;
+    }
+    println!(
+        "kernel: {name}, {} KiB, at {}",
+        kernel.manifest.size >> 10,
+        kernel.image.display()
+    );
     Ok(())
 }
 
@@ -149,7 +199,10 @@ impl Inputs {
                 .with_context(|| format!("Cannot read {}", path.display()))?;
         }
         let mut patches = BTreeMap::new();
-        for entry in fs::read_dir(guest.join("patches")).context("Cannot list guest/patches")? {
+        let listed = guest.join(recipe.patches);
+        for entry in
+            fs::read_dir(&listed).with_context(|| format!("Cannot list {}", listed.display()))?
+        {
             let path = entry?.path();
             let name = path
                 .file_name()
@@ -179,8 +232,8 @@ impl Inputs {
 
     /// The patches that change a kernel of that flavour: those named `…-um-…` touch User-Mode Linux
     /// alone.
-    fn patches_of(&self, flavour: &Flavour) -> impl Iterator<Item = (&String, &String)> {
-        let all = *flavour == Flavour::Uml;
+    fn patches_of(&self, flavour: Flavour) -> impl Iterator<Item = (&String, &String)> {
+        let all = flavour == Flavour::Uml;
         self.patches
             .iter()
             .filter(move |(name, _)| all || !name.contains("-um-"))
@@ -197,11 +250,11 @@ impl Inputs {
             self.tools,
             self.config
         );
-        for (name, contents) in self.patches_of(&recipe.flavour) {
+        for (name, contents) in self.patches_of(recipe.flavour) {
             text += name;
             text += contents;
         }
-        format!("{}-{}", recipe.flavour, &sha256_hex(text.as_bytes())[..16])
+        format!("{}-{}", recipe.name, &sha256_hex(text.as_bytes())[..16])
     }
 
     /// Names the patched source in the cache.
@@ -241,16 +294,16 @@ fn obtain(recipe: &Recipe, inputs: &Inputs) -> Result<PathBuf> {
     }
     println!(
         "kernel {}: building from {PACKAGE} {}, to be kept at {}",
-        recipe.flavour,
+        recipe.name,
         inputs.source_version,
         built.display()
     );
     let start = Instant::now();
-    let source = unpack(&cache, inputs)?;
+    let source = unpack(&cache, recipe, inputs)?;
     // Named by the key: a build that was interrupted goes on where it was.
     let work = cache.join(format!("work-{}", inputs.key(recipe)));
     if !work.is_dir() {
-        remove_all(&cache, &format!("work-{}", recipe.flavour))?;
+        remove_all(&cache, &format!("work-{}", recipe.name))?;
         fs::create_dir(&work).with_context(|| format!("Cannot create {}", work.display()))?;
     }
     configure(recipe, inputs, &source, &work)?;
@@ -268,14 +321,17 @@ fn obtain(recipe: &Recipe, inputs: &Inputs) -> Result<PathBuf> {
     fs::rename(&fresh, &built)
         .with_context(|| format!("Cannot put the kernel at {}", built.display()))?;
     remove(&work)?;
-    if RECIPES.iter().all(|other| {
-        Inputs::collect(other).is_ok_and(|inputs| cache.join(inputs.key(other)).is_dir())
-    }) {
+    let waiting = RECIPES.iter().any(|other| {
+        Inputs::collect(other).is_ok_and(|theirs| {
+            theirs.source_key() == inputs.source_key() && !cache.join(theirs.key(other)).is_dir()
+        })
+    });
+    if !waiting {
         remove(&source)?; // 1.7 GB nobody needs any more
     }
     println!(
         "kernel {}: built in {}",
-        recipe.flavour,
+        recipe.name,
         brief(start.elapsed())
     );
     Ok(built)
@@ -317,7 +373,7 @@ fn remove_all(cache: &Path, prefix: &str) -> Result<()> {
 }
 
 /// Unpacks and patches the source, unless that has been done.
-fn unpack(cache: &Path, inputs: &Inputs) -> Result<PathBuf> {
+fn unpack(cache: &Path, recipe: &Recipe, inputs: &Inputs) -> Result<PathBuf> {
     let source = cache.join(inputs.source_key());
     if source.is_dir() {
         return Ok(source);
@@ -355,7 +411,7 @@ fn unpack(cache: &Path, inputs: &Inputs) -> Result<PathBuf> {
     })?;
     require_success(&tar, status)?;
     for name in inputs.patches.keys() {
-        let path = paths::root().join("guest/patches").join(name);
+        let path = paths::root().join("guest").join(recipe.patches).join(name);
         let mut patch = command("patch");
         patch
             .args(["--strip=1", "--fuzz=0", "--quiet", "--input"])
@@ -462,7 +518,7 @@ fn compile(recipe: &Recipe, source: &Path, work: &Path) -> Result<()> {
         let percent = (done * 100 / recipe.steps).min(99);
         println!(
             "kernel {}: {percent} % ({done} steps), {}",
-            recipe.flavour,
+            recipe.name,
             brief(start.elapsed())
         );
     })?;
@@ -475,7 +531,7 @@ fn compile(recipe: &Recipe, source: &Path, work: &Path) -> Result<()> {
         }
         bail!(
             "The {} kernel does not build ({}: {status}); all of the output is in {}",
-            recipe.flavour,
+            recipe.name,
             command::show(&make),
             path.display()
         );

@@ -39,6 +39,9 @@ enum Task {
         /// Only this flavour
         #[arg(long)]
         flavour: Option<Flavour>,
+        /// Instead, the one for tests on a KVM that interprets guest kernels
+        #[arg(long, conflicts_with = "flavour")]
+        emulated: bool,
     },
     /// Build the static agent that is the guest's PID 1
     Agent,
@@ -70,7 +73,7 @@ enum Task {
     },
     /// Run a container in its own virtual machine and show what was obtained
     Run {
-        /// uml, qemu or auto
+        /// kvm, uml, qemu or auto
         #[arg(long, default_value = "auto")]
         hypervisor: String,
     },
@@ -99,9 +102,13 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => setup::ensure(setup::Purpose::Everything, true)?,
-        Task::Kernel { flavour } => {
+        Task::Kernel { flavour, emulated } => {
             setup::ensure(setup::Purpose::Build, false)?;
-            kernel::stage(flavour)?;
+            if emulated {
+                kernel::stage_emulated()?;
+            } else {
+                kernel::stage(flavour)?;
+            }
         }
         Task::Agent => {
             setup::ensure(setup::Purpose::Build, false)?;

@@ -22,6 +22,12 @@ pub fn build_lib() -> PathBuf {
     build().join("lib/bulkhead")
 }
 
+/// As [`build_lib`], with the kernel for tests on a host whose KVM interprets guest kernels; not part of
+/// what is installed.
+pub fn build_emulated_lib() -> PathBuf {
+    build().join("lib-emulated")
+}
+
 /// Directory for what is expensive to make and does not depend on this tree
 /// alone: `$BULKHEAD_CACHE`, else `$XDG_CACHE_HOME/bulkhead`, else
 /// `~/.cache/bulkhead`.

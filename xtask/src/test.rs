@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::command::{brief, cargo, lines, show, succeeds};
-use crate::{build, licences, paths, setup};
+use crate::{build, kernel, licences, paths, setup};
 use tally::{Reader, Tally};
 
 /// A suite that takes longer hangs; seconds.
@@ -38,6 +38,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     // Built before the suites, so that a test's time is the test's.
     build::all(None)?;
+    kernel::stage_emulated()?;
     suites(options, &mut tally)?;
     if options.filter.is_none() {
         fuzz::smoke(&mut tally)?;
