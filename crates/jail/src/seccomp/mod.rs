@@ -6,6 +6,7 @@
 mod device;
 mod qemu;
 mod uml;
+mod vmm;
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -30,6 +31,12 @@ pub enum Profile {
     Qemu,
     /// The device process: vhost-user, virtio-fs passthrough, vsock.
     Device,
+    /// Our own KVM machine while it is made.
+    Vmm,
+    /// The thread of one of its processors, see [`narrow`].
+    Vcpu,
+    /// The thread of it that takes orders, see [`narrow`].
+    VmmControl,
 }
 
 /// One line of a list: the call, and for which arguments (any of the rules; none: all).
@@ -59,6 +66,9 @@ pub(crate) fn compile(profile: Profile, execute: Option<&CStr>) -> Result<Filter
             Profile::Uml => uml::lists(),
             Profile::Qemu => qemu::lists(),
             Profile::Device => device::lists(),
+            Profile::Vmm => vmm::making(),
+            Profile::Vcpu => vmm::processor(),
+            Profile::VmmControl => vmm::control(),
         }?;
         if let Some(path) = execute {
             let address = path.as_ptr().addr() as u64;
@@ -125,6 +135,15 @@ pub(crate) fn install(filters: &Filters) -> Result<(), JailError> {
         })?;
     }
     Ok(())
+}
+
+/// Puts the calling thread under `profile` as well: what it may do from now on is what all of its
+/// filters allow. For threads that need less than their process did at its start.
+///
+/// # Errors
+/// [`JailError::Filter`] and [`JailError::Confine`]; the thread then runs under its old filters.
+pub fn narrow(profile: Profile) -> Result<(), JailError> {
+    install(&compile(profile, None)?)
 }
 
 const fn architecture() -> TargetArch {
