@@ -1,0 +1,214 @@
+//! The kernel, its command line and initial file system, and what it is told of the machine: the
+//! 64-bit boot protocol of Linux (Documentation/arch/x86/boot.rst).
+
+use std::fs::File;
+
+use super::layout::{
+    self, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_SIZE, GDT, HIGH_START, LOW_END, PAGE_TABLES,
+};
+use super::mptable;
+use crate::memory::Memory;
+use crate::{VmmError, elf};
+
+/// Descriptors of the boot code: 64-bit code and flat data, at the selectors the protocol names.
+const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+/// Fields of the `boot_params` structure, by their offsets.
+const E820_ENTRIES: usize = 0x1e8;
+const BOOT_FLAG: usize = 0x1fe;
+const HEADER_MAGIC: usize = 0x202;
+const LOADER_TYPE: usize = 0x210;
+const RAMDISK_IMAGE: usize = 0x218;
+const RAMDISK_SIZE: usize = 0x21c;
+const COMMAND_LINE_POINTER: usize = 0x228;
+const E820_TABLE: usize = 0x2d0;
+
+const PAGE: u64 = 4096;
+
+/// Loads everything and returns where the kernel is entered.
+///
+/// # Errors
+/// When the kernel is none, or the memory is too small for all.
+pub(crate) fn load(
+    memory: &Memory,
+    kernel: &mut File,
+    initramfs: &mut File,
+    command_line: &str,
+    processors: u8,
+) -> Result<u64, VmmError> {
+    let loaded = elf::load(kernel, memory)?;
+    let ramdisk = load_initramfs(memory, initramfs, loaded.end)?;
+    write_command_line(memory, command_line)?;
+    mptable::write(memory, processors)?;
+    memory.write(BOOT_PARAMS, &boot_params(memory, ramdisk))?;
+    enter_tables(memory)?;
+    Ok(loaded.entry)
+}
+
+/// At the end of the lower memory, where the kernel does not need to move it from. Returns start and
+/// size.
+fn load_initramfs(
+    memory: &Memory,
+    file: &mut File,
+    kernel_end: u64,
+) -> Result<(u32, u32), VmmError> {
+    let what = "the initial file system";
+    let size = file
+        .metadata()
+        .map_err(|source| VmmError::Read {
+            what: "the initial file system",
+            source,
+        })?
+        .len();
+    let (_, low) = memory.ranges().next().unwrap_or_default();
+    let start = low.saturating_sub(size) & !(PAGE - 1);
+    if start < kernel_end {
+        return Err(VmmError::TooSmall {
+            what,
+            address: start,
+        });
+    }
+    let too_small = |_| VmmError::TooSmall {
+        what,
+        address: start,
+    };
+    memory.load(what, start, file, usize::try_from(size).map_err(too_small)?)?;
+    Ok((
+        u32::try_from(start).map_err(too_small)?,
+        u32::try_from(size).map_err(too_small)?,
+    ))
+}
+
+fn write_command_line(memory: &Memory, text: &str) -> Result<(), VmmError> {
+    if text.len() >= COMMAND_LINE_SIZE {
+        return Err(VmmError::CommandLine {
+            length: text.len(),
+            most: COMMAND_LINE_SIZE - 1,
+        });
+    }
+    let mut bytes = text.as_bytes().to_vec();
+    bytes.push(0);
+    memory.write(COMMAND_LINE, &bytes)
+}
+
+fn boot_params(memory: &Memory, (ramdisk, ramdisk_size): (u32, u32)) -> Vec<u8> {
+    let mut page = vec![0_u8; 4096];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        let place = offset..offset.saturating_add(bytes.len());
+        if let Some(place) = page.get_mut(place) {
+            place.copy_from_slice(bytes);
+        }
+    };
+    put(BOOT_FLAG, &0xaa55_u16.to_le_bytes());
+    put(HEADER_MAGIC, b"HdrS");
+    put(LOADER_TYPE, &[0xff]);
+    put(RAMDISK_IMAGE, &ramdisk.to_le_bytes());
+    put(RAMDISK_SIZE, &ramdisk_size.to_le_bytes());
+    let command_line = u32::try_from(COMMAND_LINE).unwrap_or(0);
+    put(COMMAND_LINE_POINTER, &command_line.to_le_bytes());
+    let entries = e820(memory);
+    put(E820_ENTRIES, &[u8::try_from(entries.len()).unwrap_or(0)]);
+    for (index, (start, size)) in entries.into_iter().enumerate() {
+        let mut entry = [0; 20];
+        entry[..8].copy_from_slice(&start.to_le_bytes());
+        entry[8..16].copy_from_slice(&size.to_le_bytes());
+        entry[16] = 1; // usable memory
+        put(E820_TABLE.saturating_add(index.saturating_mul(20)), &entry);
+    }
+    page
+}
+
+/// The memory the kernel may use.
+fn e820(memory: &Memory) -> Vec<(u64, u64)> {
+    let mut entries = vec![(0, LOW_END)];
+    for (start, size) in memory.ranges() {
+        let end = start.saturating_add(size);
+        let start = start.max(HIGH_START);
+        entries.push((start, end.saturating_sub(start)));
+    }
+    entries
+}
+
+/// Descriptors, and page tables that map the first GiB to itself by large pages.
+fn enter_tables(memory: &Memory) -> Result<(), VmmError> {
+    for (index, descriptor) in DESCRIPTORS.into_iter().enumerate() {
+        let place = GDT.saturating_add((index as u64).saturating_mul(8));
+        memory.write(place, &descriptor.to_le_bytes())?;
+    }
+    const PRESENT_WRITABLE: u64 = 0b11;
+    const LARGE: u64 = 1 << 7;
+    let (second, third) = (
+        PAGE_TABLES.saturating_add(PAGE),
+        PAGE_TABLES.saturating_add(PAGE.saturating_mul(2)),
+    );
+    memory.write(PAGE_TABLES, &(second | PRESENT_WRITABLE).to_le_bytes())?;
+    memory.write(second, &(third | PRESENT_WRITABLE).to_le_bytes())?;
+    let directory: Vec<u8> = (0..512_u64)
+        .flat_map(|index| (index << 21 | PRESENT_WRITABLE | LARGE).to_le_bytes())
+        .collect();
+    memory.write(third, &directory)
+}
+
+/// The words that tell the kernel of a virtio device.
+pub(crate) fn device_word(number: usize) -> Option<String> {
+    let irq = layout::device_irq(number)?;
+    let address = layout::device_address(number);
+    Some(format!("virtio_mmio.device=4K@{address:#x}:{irq}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        file
+    }
+
+    #[test]
+    fn initramfs_lies_page_aligned_at_the_end_of_memory() {
+        let memory = Memory::new(4 << 20).unwrap();
+
+        let (start, size) = load_initramfs(&memory, &mut file(b"archive"), 0x10_0000).unwrap();
+
+        assert_eq!((start, size), ((4 << 20) - 4096, 7));
+        let mut bytes = [0; 7];
+        memory.read(u64::from(start), &mut bytes).unwrap();
+        assert_eq!(&bytes, b"archive");
+    }
+
+    #[test]
+    fn initramfs_that_would_hit_the_kernel_is_refused() {
+        let memory = Memory::new(4 << 20).unwrap();
+        let result = load_initramfs(&memory, &mut file(&[0; 8192]), (4 << 20) - 4096);
+        assert!(matches!(result, Err(VmmError::TooSmall { .. })));
+    }
+
+    #[test]
+    fn command_line_too_long_is_refused() {
+        let memory = Memory::new(4 << 20).unwrap();
+        write_command_line(&memory, &"x".repeat(COMMAND_LINE_SIZE - 1)).unwrap();
+        assert!(matches!(
+            write_command_line(&memory, &"x".repeat(COMMAND_LINE_SIZE)),
+            Err(VmmError::CommandLine { .. })
+        ));
+    }
+
+    #[test]
+    fn memory_map_leaves_out_tables_and_devices() {
+        let memory = Memory::new(4096 << 20).unwrap();
+        let map = e820(&memory);
+        assert_eq!(
+            map,
+            [
+                (0, LOW_END),
+                (HIGH_START, 0xc000_0000 - HIGH_START),
+                (0x1_0000_0000, 0x4000_0000)
+            ]
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! Who answers at which port and address.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::layout::{MMIO, MMIO_PAGE, SERIAL_PORT};
+use crate::serial::Serial;
+use crate::transport::{Registers, VhostUser};
+
+/// Ports of the keyboard controller, of which only the reset line is there.
+const KEYBOARD_STATUS: u16 = 0x64;
+const RESET: u8 = 0xfe;
+/// Data port of the clock that no machine since 2000 needs: reads as a clock that is not being set.
+const CLOCK_DATA: u16 = 0x71;
+/// Ports of the serial port.
+const SERIAL_PORTS: u16 = 8;
+
+/// What follows from a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Continue,
+    /// The guest wants the machine to start anew.
+    Reset,
+}
+
+/// The console of the process, and the guest's interrupt for it.
+type Console = Serial<io::Stdout, Box<dyn FnMut() + Send>>;
+
+/// All devices of a machine.
+pub(crate) struct Bus {
+    serial: Mutex<Console>,
+    devices: Vec<Mutex<Registers<VhostUser>>>,
+}
+
+impl Bus {
+    /// The serial port writes to standard output and interrupts by `interrupt`; `devices` have a page
+    /// each.
+    pub(crate) fn new(interrupt: EventFd, devices: Vec<Registers<VhostUser>>) -> Self {
+        let interrupt: Box<dyn FnMut() + Send> = Box::new(move || {
+            // Full means that an interrupt is pending already.
+            let _ = interrupt.write(1);
+        });
+        Self {
+            serial: Mutex::new(Serial::new(io::stdout(), interrupt)),
+            devices: devices.into_iter().map(Mutex::new).collect(),
+        }
+    }
+
+    pub(crate) fn port_read(&self, port: u16, bytes: &mut [u8]) {
+        // One access of several bytes, or several accesses of one: nothing here tells them apart.
+        for byte in bytes {
+            *byte = match port {
+                _ if is_serial(port) => self.serial(|serial| serial.read(port - SERIAL_PORT)),
+                KEYBOARD_STATUS | CLOCK_DATA => 0,
+                _ => 0xff,
+            };
+        }
+    }
+
+    pub(crate) fn port_write(&self, port: u16, bytes: &[u8]) -> Verdict {
+        for byte in bytes {
+            if is_serial(port) {
+                self.serial(|serial| serial.write(port - SERIAL_PORT, *byte));
+            } else if port == KEYBOARD_STATUS && *byte == RESET {
+                self.serial(Serial::flush);
+                return Verdict::Reset;
+            }
+        }
+        Verdict::Continue
+    }
+
+    pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) {
+        match self.device(address) {
+            Some((device, offset)) => lock(device).read(offset, bytes),
+            None => bytes.fill(0xff),
+        }
+    }
+
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) {
+        if let Some((device, offset)) = self.device(address) {
+            lock(device).write(offset, bytes);
+        }
+    }
+
+    fn device(&self, address: u64) -> Option<(&Mutex<Registers<VhostUser>>, u64)> {
+        let place = address.checked_sub(MMIO)?;
+        let number = usize::try_from(place / MMIO_PAGE).ok()?;
+        Some((self.devices.get(number)?, place % MMIO_PAGE))
+    }
+
+    fn serial<T>(&self, act: impl FnOnce(&mut Console) -> T) -> T {
+        act(&mut lock(&self.serial))
+    }
+}
+
+fn is_serial(port: u16) -> bool {
+    (SERIAL_PORT..SERIAL_PORT + SERIAL_PORTS).contains(&port)
+}
+
+/// A panic of another processor's thread ends the process anyway.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,220 @@
+//! The channel by which a machine is commanded: one request, one answer, each one packet of JSON on a
+//! `SOCK_SEQPACKET` socket. Whoever closes it ends the machine.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::counts::Metrics;
+
+/// Longest packet.
+const LONGEST: usize = 16 * 1024;
+
+/// How long a machine may take to answer: as long as it waits for its processors, and some more.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a machine can be told to do.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Request {
+    Pause,
+    Resume,
+    Status,
+    Metrics,
+}
+
+/// Its answers.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    Done,
+    Running(bool),
+    Metrics(Metrics),
+    Refused(String),
+}
+
+/// A command that a machine did not carry out.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It did not answer.
+    #[error("Could not reach the machine; it may have ended")]
+    Channel(#[source] io::Error),
+    /// It answered that it cannot.
+    #[error("The machine refused: {0}")]
+    Refused(String),
+}
+
+/// Both ends of a channel: that of the commander, and that of the machine.
+///
+/// # Errors
+/// When the host gives no socket.
+pub fn pair() -> io::Result<(Client, OwnedFd)> {
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok((
+        Client {
+            socket: Mutex::new(ours),
+        },
+        theirs,
+    ))
+}
+
+/// Commands one machine.
+#[derive(Debug)]
+pub struct Client {
+    socket: Mutex<OwnedFd>,
+}
+
+impl Client {
+    /// Stops the processors; returns when they stand still.
+    ///
+    /// # Errors
+    /// [`ControlError`]; of a machine taken over by its guest all answers are possible.
+    pub fn pause(&self) -> Result<(), ControlError> {
+        self.order(Request::Pause)
+    }
+
+    /// Lets the processors go on.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    pub fn resume(&self) -> Result<(), ControlError> {
+        self.order(Request::Resume)
+    }
+
+    /// Whether the processors run.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    pub fn is_running(&self) -> Result<bool, ControlError> {
+        match self.ask(Request::Status)? {
+            Answer::Running(running) => Ok(running),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What the machine has cost so far.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    pub fn metrics(&self) -> Result<Metrics, ControlError> {
+        match self.ask(Request::Metrics)? {
+            Answer::Metrics(metrics) => Ok(metrics),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn order(&self, request: Request) -> Result<(), ControlError> {
+        match self.ask(request)? {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn ask(&self, request: Request) -> Result<Answer, ControlError> {
+        // A panic of another thread leaves at worst an answer unread, which is thrown away below.
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = vec![0; LONGEST];
+        while recv(&*socket, &mut bytes[..], RecvFlags::DONTWAIT).is_ok_and(|(got, _)| got > 0) {}
+        write(&*socket, &request).map_err(ControlError::Channel)?;
+        if !readable(&*socket, PATIENCE).map_err(ControlError::Channel)? {
+            return Err(ControlError::Channel(io::ErrorKind::TimedOut.into()));
+        }
+        read(&*socket)
+            .and_then(|answer| answer.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
+            .map_err(ControlError::Channel)
+    }
+}
+
+fn unexpected(answer: Answer) -> ControlError {
+    match answer {
+        Answer::Refused(reason) => ControlError::Refused(reason),
+        other => ControlError::Refused(format!("it answered {other:?} to another question")),
+    }
+}
+
+fn readable(socket: impl AsFd, limit: Duration) -> io::Result<bool> {
+    let limit = Timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: limit.subsec_nanos().into(),
+    };
+    let mut fds = [PollFd::new(&socket, PollFlags::IN)];
+    Ok(poll(&mut fds, Some(&limit))? > 0)
+}
+
+pub(crate) fn write(socket: impl AsFd, packet: &impl Serialize) -> io::Result<()> {
+    let bytes = serde_json::to_vec(packet)?;
+    send(socket, &bytes, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The next packet; none at the end of the channel.
+pub(crate) fn read<T: serde::de::DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<T>> {
+    let mut bytes = vec![0; LONGEST];
+    let (got, _) = recv(socket, &mut bytes[..], RecvFlags::empty())?;
+    match bytes.get(..got) {
+        None | Some([]) => Ok(None),
+        Some(packet) => Ok(Some(serde_json::from_slice(packet)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn request_gets_its_answer() {
+        let (client, machine) = pair().unwrap();
+        let machine = thread::spawn(move || {
+            let request: Request = read(&machine).unwrap().unwrap();
+            write(&machine, &Answer::Running(false)).unwrap();
+            request
+        });
+        assert!(!client.is_running().unwrap());
+        assert_eq!(machine.join().unwrap(), Request::Status);
+    }
+
+    #[test]
+    fn answer_left_over_is_not_taken_for_the_next() {
+        let (client, machine) = pair().unwrap();
+        write(&machine, &Answer::Refused("stale".to_owned())).unwrap();
+        let machine = thread::spawn(move || {
+            let _: Option<Request> = read(&machine).unwrap();
+            write(&machine, &Answer::Done).unwrap();
+        });
+        client.pause().unwrap();
+        machine.join().unwrap();
+    }
+
+    #[test]
+    fn machine_gone_is_an_error() {
+        let (client, machine) = pair().unwrap();
+        drop(machine);
+        assert!(matches!(client.resume(), Err(ControlError::Channel(_))));
+    }
+
+    #[test]
+    fn answer_that_is_no_json_is_an_error() {
+        let (client, machine) = pair().unwrap();
+        let machine = thread::spawn(move || {
+            let _: Option<Request> = read(&machine).unwrap();
+            send(&machine, b"{{{", SendFlags::NOSIGNAL).unwrap();
+            machine
+        });
+        assert!(client.metrics().is_err());
+        machine.join().unwrap();
+    }
+}

@@ -1,0 +1,228 @@
+//! The machine: everything made, wired, and running.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bulkhead_jail::Profile;
+use kvm_ioctls::{Kvm, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::VmmError;
+use crate::arch::{boot, interrupts, layout, vcpu};
+use crate::bus::Bus;
+use crate::config::DeviceKind;
+use crate::counts::{Exits, KvmCounters, Metrics};
+use crate::gate::Gate;
+use crate::memory::Memory;
+use crate::processor::{self, End, Processor, Running};
+use crate::transport::{Registers, VhostUser};
+
+/// What a machine is made from, all of it open.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) kvm: Kvm,
+    pub(crate) memory: Memory,
+    pub(crate) kernel: File,
+    pub(crate) initramfs: File,
+    pub(crate) cmdline: Vec<String>,
+    pub(crate) vcpus: u8,
+    pub(crate) devices: Vec<(DeviceKind, UnixStream)>,
+    /// The filter of the processors' threads.
+    pub(crate) profile: Profile,
+}
+
+/// A running machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    // Before the memory: a machine must not outlive what it runs in.
+    _vm: VmFd,
+    memory: Arc<Memory>,
+    processors: Vec<Running>,
+    gate: Arc<Gate>,
+    exits: Arc<Exits>,
+    counters: Vec<Arc<Option<KvmCounters>>>,
+    ended: Arc<Ended>,
+}
+
+/// How the machine ended, and an event that tells of it.
+#[derive(Debug)]
+struct Ended {
+    how: Mutex<Option<Result<End, VmmError>>>,
+    event: EventFd,
+}
+
+impl Machine {
+    /// Makes the machine of `parts` and lets it run.
+    ///
+    /// # Errors
+    /// Whatever the host refuses, or is wrong with the kernel or a device.
+    pub(crate) fn start(mut parts: Parts) -> Result<Self, VmmError> {
+        let vm = parts
+            .kvm
+            .create_vm()
+            .map_err(VmmError::kvm("make a machine"))?;
+        let memory = Arc::new(parts.memory);
+        memory.give_to(&vm)?;
+        interrupts::make(&vm)?;
+        let mut words = parts.cmdline;
+        let devices = wire(&vm, &memory, parts.devices, &mut words)?;
+        let bus = Arc::new(Bus::new(serial_interrupt(&vm)?, devices));
+        let entry = boot::load(
+            &memory,
+            &mut parts.kernel,
+            &mut parts.initramfs,
+            &words.join(" "),
+            parts.vcpus,
+        )?;
+
+        processor::block_signal()?;
+        let features = vcpu::supported(&parts.kvm)?;
+        let mut machine = Self {
+            _vm: vm,
+            memory,
+            processors: Vec::new(),
+            gate: Arc::new(Gate::default()),
+            exits: Arc::new(Exits::default()),
+            counters: Vec::new(),
+            ended: Arc::new(Ended {
+                how: Mutex::new(None),
+                event: event()?,
+            }),
+        };
+        let mut ready = Vec::new();
+        for number in 0..parts.vcpus {
+            let fd = machine
+                ._vm
+                .create_vcpu(u64::from(number))
+                .map_err(VmmError::kvm("make a processor"))?;
+            fd.set_cpuid2(&vcpu::numbered(&features, number, parts.vcpus))
+                .map_err(VmmError::kvm("tell a processor its features"))?;
+            vcpu::prepare(&fd)?;
+            if number == 0 {
+                vcpu::enter_at(&fd, entry)?;
+            }
+            let counters = Arc::new(KvmCounters::of(&fd));
+            machine.counters.push(Arc::clone(&counters));
+            ready.push(Processor {
+                number,
+                vcpu: fd,
+                bus: Arc::clone(&bus),
+                gate: Arc::clone(&machine.gate),
+                exits: Arc::clone(&machine.exits),
+                counters,
+            });
+        }
+        for processor in ready {
+            let ended = Arc::clone(&machine.ended);
+            let running = processor.start(parts.profile, move |how| ended.tell(how))?;
+            machine.processors.push(running);
+        }
+        Ok(machine)
+    }
+
+    /// Becomes readable when the machine has ended.
+    pub(crate) fn ended(&self) -> &EventFd {
+        &self.ended.event
+    }
+
+    /// How the machine ended; none while it runs.
+    pub(crate) fn end(&self) -> Option<Result<End, VmmError>> {
+        self.ended
+            .how
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Stops the processors; whether they all stand still.
+    pub(crate) fn pause(&self) -> bool {
+        self.gate.close();
+        for processor in &self.processors {
+            processor.interrupt();
+        }
+        self.gate.all_wait(self.processors.len())
+    }
+
+    /// Lets the processors go on.
+    pub(crate) fn resume(&self) {
+        self.gate.open();
+    }
+
+    /// Whether the processors run.
+    pub(crate) fn is_running(&self) -> bool {
+        self.gate.is_open()
+    }
+
+    /// What the machine has cost.
+    pub(crate) fn metrics(&self) -> Metrics {
+        let sum = |name: &str| {
+            let each = self
+                .counters
+                .iter()
+                .map(|one| one.as_ref().as_ref()?.get(name));
+            each.sum::<Option<u64>>()
+        };
+        Metrics {
+            exits: self.exits.now(),
+            all_exits: sum("exits"),
+            interpreted: sum("insn_emulation"),
+            interrupts: sum("irq_injections"),
+            touched_pages: self.memory.touched_pages(),
+        }
+    }
+}
+
+impl Ended {
+    /// The first end counts: what follows may follow from it.
+    fn tell(&self, how: Result<End, VmmError>) {
+        let mut place = self.how.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_none() {
+            *place = Some(how);
+        }
+        drop(place);
+        let _ = self.event.write(1);
+    }
+}
+
+/// Connects the devices and adds to the command line where they are.
+fn wire(
+    vm: &VmFd,
+    memory: &Arc<Memory>,
+    devices: Vec<(DeviceKind, UnixStream)>,
+    words: &mut Vec<String>,
+) -> Result<Vec<Registers<VhostUser>>, VmmError> {
+    let too_many = VmmError::TooManyDevices {
+        count: devices.len(),
+        most: layout::MOST_DEVICES,
+    };
+    if devices.len() > layout::MOST_DEVICES {
+        return Err(too_many);
+    }
+    let mut wired = Vec::new();
+    for (number, (kind, socket)) in devices.into_iter().enumerate() {
+        let device = VhostUser::connect(kind, socket, Arc::clone(memory))?;
+        let (Some(irq), Some(word)) = (layout::device_irq(number), boot::device_word(number))
+        else {
+            return Err(too_many);
+        };
+        device.wire(vm, layout::device_address(number), irq)?;
+        words.push(word);
+        wired.push(Registers::new(device));
+    }
+    Ok(wired)
+}
+
+fn serial_interrupt(vm: &VmFd) -> Result<EventFd, VmmError> {
+    let interrupt = event()?;
+    vm.register_irqfd(&interrupt, layout::SERIAL_IRQ)
+        .map_err(VmmError::kvm("connect the interrupt of the serial port"))?;
+    Ok(interrupt)
+}
+
+fn event() -> Result<EventFd, VmmError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| VmmError::Host {
+        step: "make an event descriptor",
+        source,
+    })
+}
