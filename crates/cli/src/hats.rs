@@ -25,6 +25,7 @@ pub fn dispatch() -> Option<ExitCode> {
         "sandbox" => sandbox,
         "device" => device,
         "jailed" => jailed,
+        "vmm" => vmm,
         "standin" => standin,
         _ => return None,
     };
@@ -56,6 +57,12 @@ fn sandbox(json: &str) -> Result<(), String> {
 
 fn device(json: &str) -> Result<(), String> {
     bulkhead_devices::run(parse(json)?).map_err(|error| chain(&error))
+}
+
+fn vmm(json: &str) -> Result<(), String> {
+    bulkhead_vmm::run(parse(json)?)
+        .map(drop)
+        .map_err(|error| chain(&error))
 }
 
 fn standin(json: &str) -> Result<(), String> {

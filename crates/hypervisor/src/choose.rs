@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::kvm::{self, KvmVerdict};
+use crate::kvm::{self, BuiltIn, KvmVerdict};
 use crate::qemu::{Accelerator, Qemu};
 use crate::uml::{self, Uml};
 use crate::{Driver, HypervisorError};
@@ -17,6 +17,8 @@ pub enum Wanted {
     Uml,
     /// QEMU.
     Qemu,
+    /// Our own machine on KVM.
+    Kvm,
 }
 
 impl FromStr for Wanted {
@@ -27,8 +29,9 @@ impl FromStr for Wanted {
             "auto" => Ok(Self::Auto),
             "uml" => Ok(Self::Uml),
             "qemu" => Ok(Self::Qemu),
+            "kvm" => Ok(Self::Kvm),
             _ => Err(format!(
-                "Unknown hypervisor {text:?}; there are: auto, uml, qemu"
+                "Unknown hypervisor {text:?}; there are: auto, kvm, uml, qemu"
             )),
         }
     }
@@ -46,17 +49,22 @@ pub struct Choice {
 /// Chooses a driver.
 ///
 /// Takes well under a millisecond: whether KVM is usable is read off the processor's flags here,
-/// not tried as by [`kvm_verdict`](crate::kvm_verdict).
+/// not tried as by [`kvm_verdict`](crate::kvm_verdict), unless `Kvm` is wanted where those flags are
+/// missing.
 ///
 /// # Errors
-/// [`HypervisorError::NotInstalled`] when the wanted driver, or under `Auto` any, is missing.
+/// [`HypervisorError::NotInstalled`] when the wanted driver, or under `Auto` any, is missing;
+/// [`HypervisorError::NoKvm`] when `Kvm` is wanted and cannot be opened.
 pub fn choose(wanted: Wanted) -> Result<Choice, HypervisorError> {
-    decide(
-        wanted,
-        &kvm::quick_verdict(),
-        Qemu::locate,
-        uml::available(),
-    )
+    let verdict = if wanted == Wanted::Kvm {
+        if let Some(evidence) = kvm::unavailable() {
+            return Err(HypervisorError::NoKvm { evidence });
+        }
+        kvm::kvm_verdict()
+    } else {
+        kvm::quick_verdict()
+    };
+    decide(wanted, &verdict, Qemu::locate, uml::available())
 }
 
 fn decide(
@@ -99,17 +107,18 @@ fn decide(
         Wanted::Auto if !kvm.usable => {
             user_mode(format!("hardware KVM is not usable: {}", kvm.evidence))
         }
-        Wanted::Auto => match qemu(Accelerator::Kvm) {
-            Ok(driver) => Ok(Choice {
-                driver: Box::new(driver),
-                reason: format!("hardware KVM is usable: {}", kvm.evidence),
-            }),
-            Err(HypervisorError::NotInstalled { program, remedy }) => user_mode(format!(
-                "hardware KVM is usable ({}), but {program} is not installed; `{remedy}` installs it",
-                kvm.evidence
-            )),
-            Err(error) => Err(error),
-        },
+        Wanted::Auto => Ok(Choice {
+            driver: Box::new(BuiltIn::new(false)),
+            reason: format!("hardware KVM is usable: {}", kvm.evidence),
+        }),
+        Wanted::Kvm => Ok(Choice {
+            driver: Box::new(BuiltIn::new(!kvm.usable)),
+            reason: if kvm.usable {
+                format!("kvm was asked for: {}", kvm.evidence)
+            } else {
+                format!("kvm was asked for, though slow here: {}", kvm.evidence)
+            },
+        }),
     }
 }
 
@@ -145,18 +154,20 @@ mod tests {
     }
 
     #[test]
-    fn auto_with_usable_kvm_is_a_hardware_vm() {
-        let choice = decide(Wanted::Auto, &verdict(true), installed, true).unwrap();
-        assert_eq!(choice.driver.kind(), Kind::Qemu);
+    fn auto_with_usable_kvm_is_our_own_machine() {
+        let choice = decide(Wanted::Auto, &verdict(true), missing, true).unwrap();
+        assert_eq!(choice.driver.kind(), Kind::Kvm);
         assert_eq!(choice.driver.isolation(), Isolation::HardwareVm);
     }
 
     #[test]
-    fn auto_with_usable_kvm_but_no_qemu_is_uml_and_says_what_to_install() {
-        let choice = decide(Wanted::Auto, &verdict(true), missing, true).unwrap();
-        assert_eq!(choice.driver.kind(), Kind::Uml);
+    fn kvm_wanted_where_it_emulates_is_labelled_so() {
+        let choice = decide(Wanted::Kvm, &verdict(false), missing, true).unwrap();
+        assert_eq!(choice.driver.kind(), Kind::Kvm);
+        assert_eq!(choice.driver.isolation(), Isolation::EmulatedVm);
+        assert_eq!(choice.driver.max_vcpus(), 1);
         assert!(
-            choice.reason.contains("apt-get install qemu"),
+            choice.reason.contains("slow here: evidence"),
             "{}",
             choice.reason
         );

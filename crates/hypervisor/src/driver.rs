@@ -6,8 +6,7 @@ use std::os::fd::OwnedFd;
 use bulkhead_kernels::Flavour;
 
 use crate::cpu::CpuLease;
-use crate::qemu::Monitor;
-use crate::{HypervisorError, LaunchIo, Machine};
+use crate::{HypervisorError, LaunchIo, Machine, MachineStatistics};
 
 /// The drivers there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +15,8 @@ pub enum Kind {
     Uml,
     /// QEMU's microvm machine.
     Qemu,
+    /// Our own machine on KVM.
+    Kvm,
 }
 
 impl fmt::Display for Kind {
@@ -23,6 +24,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Uml => "uml",
             Self::Qemu => "qemu",
+            Self::Kvm => "kvm",
         })
     }
 }
@@ -80,7 +82,7 @@ pub struct Vm {
     /// Becomes readable when the hypervisor process has exited; to be waited for by the caller.
     pub pidfd: OwnedFd,
     /// The channel to a hypervisor that takes orders.
-    pub(crate) monitor: Option<Monitor>,
+    pub(crate) control: Option<Box<dyn Control>>,
     /// The host processor the machine is pinned to; keep it as long as the machine runs.
     pub cpu: Option<CpuLease>,
 }
@@ -88,10 +90,30 @@ pub struct Vm {
 impl Vm {
     /// The machine as one that can be paused, if its driver can.
     pub fn as_pausable(&self) -> Option<&dyn Pausable> {
-        self.monitor
-            .as_ref()
-            .map(|monitor| monitor as &dyn Pausable)
+        self.control.as_ref()?.as_pausable()
     }
+
+    /// The machine as one that tells what it has cost, if its driver can.
+    pub fn as_measurable(&self) -> Option<&dyn Measurable> {
+        self.control.as_ref()?.as_measurable()
+    }
+}
+
+/// The channel to a hypervisor, and what can be done by it.
+pub(crate) trait Control: fmt::Debug + Send + Sync {
+    fn as_pausable(&self) -> Option<&dyn Pausable>;
+
+    fn as_measurable(&self) -> Option<&dyn Measurable>;
+}
+
+/// A machine that counts what its guest costs the host.
+pub trait Measurable {
+    /// The counts since the machine's start. They come from a process that reads guest bytes: good for
+    /// telling a person, not for deciding.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer within some seconds, or refuses.
+    fn statistics(&self) -> Result<MachineStatistics, HypervisorError>;
 }
 
 /// A machine whose processors can be stopped and started again.
@@ -131,8 +153,15 @@ pub struct Abilities {
 }
 
 /// The table of all drivers.
-pub fn capabilities() -> [Abilities; 2] {
+pub fn capabilities() -> [Abilities; 3] {
     [
+        Abilities {
+            kind: Kind::Kvm,
+            summary: "our own machine on hardware KVM: few exits, one small jailed process",
+            max_vcpus: crate::kvm::MAX_VCPUS,
+            pause: true,
+            needs_kvm: true,
+        },
         Abilities {
             kind: Kind::Uml,
             summary: "a Linux kernel that is an ordinary process; boots in tens of milliseconds",

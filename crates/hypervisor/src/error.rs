@@ -97,6 +97,30 @@ pub enum HypervisorError {
         #[source]
         source: io::Error,
     },
+    /// The machine did not do as told.
+    #[error("Could not {command} the machine")]
+    Control {
+        /// What was attempted.
+        command: &'static str,
+        /// Why it failed.
+        #[source]
+        source: bulkhead_vmm::control::ControlError,
+    },
+    /// The host's KVM interprets guest kernels, which only some kernels bear.
+    #[error(
+        "Kernel {kernel:?} cannot run on this host's KVM, which emulates guest kernels instruction by \
+         instruction; choose one built for that with --kernel, or another hypervisor with --hypervisor"
+    )]
+    EmulatedKernel {
+        /// The kernel's name.
+        kernel: String,
+    },
+    /// There is no KVM to open.
+    #[error("Hypervisor kvm cannot be used: {evidence}; choose another with --hypervisor")]
+    NoKvm {
+        /// What is wrong, with the remedy.
+        evidence: String,
+    },
     /// QEMU refused a command.
     #[error("QEMU refused the command {command}: {reason}")]
     Refused {

@@ -1,12 +1,14 @@
 //! What all drivers do to get a jailed process.
 
 use std::ffi::CString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use bulkhead_jail::exec::ExecConfig;
 use bulkhead_jail::{Child, Command, Entry, JailError, Namespaces};
-use rustix::fs::{AtFlags, CWD, Gid, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 
 use crate::{Driver, HypervisorError, Machine};
 
@@ -65,14 +67,7 @@ pub(crate) fn start(
         })
     };
     let args = vec![string(HAT)?, string(&json)?];
-    let errors = console
-        .try_clone()
-        .map_err(|source| HypervisorError::Host {
-            step: "duplicate the console for",
-            path: bulkhead.clone(),
-            source,
-        })?;
-    fds.extend([(console, 1), (errors, 2)]);
+    fds.extend(self::console(console, &bulkhead)?);
     let command = Command {
         program: bulkhead,
         args,
@@ -80,6 +75,46 @@ pub(crate) fn start(
         namespaces: Namespaces::default(),
     };
     Ok(bulkhead_jail::spawn(command)?)
+}
+
+/// The console as standard output and error of `program`.
+pub(crate) fn console(
+    console: OwnedFd,
+    program: &Path,
+) -> Result<[(OwnedFd, RawFd); 2], HypervisorError> {
+    let errors = console
+        .try_clone()
+        .map_err(|source| HypervisorError::Host {
+            step: "duplicate the console for",
+            path: program.to_owned(),
+            source,
+        })?;
+    Ok([(console, 1), (errors, 2)])
+}
+
+/// A connection to the back end at `path`, to be inherited by a jailed process.
+pub(crate) fn connect(path: &Path) -> Result<OwnedFd, HypervisorError> {
+    connect_by_name(path)
+        .map(OwnedFd::from)
+        .map_err(|source| HypervisorError::Host {
+            step: "connect to the device process at",
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Connects through the socket's directory: engines have long paths for the state of containers, and a
+/// socket's address takes 107 bytes.
+fn connect_by_name(path: &Path) -> io::Result<UnixStream> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return UnixStream::connect(path);
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(parent, flags, Mode::empty())?;
+    let short = Path::new("/proc/self/fd")
+        .join(dir.as_raw_fd().to_string())
+        .join(name);
+    UnixStream::connect(short)
 }
 
 /// A read-only file in the jail, executable or not.

@@ -101,7 +101,7 @@ pub enum PlanError {
         expected: &'static str,
     },
     /// Not a driver.
-    #[error("Hypervisor {0:?} is not known: use auto, uml or qemu")]
+    #[error("Hypervisor {0:?} is not known: use auto, kvm, uml or qemu")]
     UnknownHypervisor(String),
     /// The container asks for a namespace of a process that is no container of the same machine.
     #[error(
@@ -182,6 +182,7 @@ impl Plan {
             "auto" => Wanted::Auto,
             "uml" => Wanted::Uml,
             "qemu" => Wanted::Qemu,
+            "kvm" => Wanted::Kvm,
             _ => return Err(PlanError::UnknownHypervisor(hypervisor)),
         };
         let choice = Arc::new(bulkhead_hypervisor::choose(wanted)?);
@@ -360,6 +361,8 @@ fn host_overhead(choice: &Choice, config: &Config) -> u64 {
         Kind::Uml => 64,
         // Its own heap, and what it translates the guest's code to.
         Kind::Qemu => 512,
+        // A machine of our own has nothing but its page tables.
+        Kind::Kvm => 64,
     };
     config
         .host_overhead_mib

@@ -62,7 +62,7 @@ pub fn hypervisor_unknown_refused(test: &Test) {
         "/bin/true",
     ];
     let output = bare_run(test).args(args).output();
-    refused(test, &output, RUN, &["xen", "auto, uml or qemu"]);
+    refused(test, &output, RUN, &["xen", "auto, kvm, uml or qemu"]);
 }
 
 pub fn memory_beyond_the_host_refused(test: &Test) {

@@ -1,8 +1,12 @@
-//! Whether the host's KVM is worth the name.
+//! Whether the host's KVM is worth the name, and the driver of our own machine on it.
 
+mod driver;
 mod probe;
 
 use std::time::Duration;
+
+pub(crate) use driver::MAX_VCPUS;
+pub use driver::{BuiltIn, MachineStatistics};
 
 const DEVICE: &str = "/dev/kvm";
 
@@ -32,6 +36,11 @@ impl KvmVerdict {
             evidence,
         }
     }
+}
+
+/// What is wrong with `/dev/kvm`, if it cannot be opened.
+pub(crate) fn unavailable() -> Option<String> {
+    open().err()
 }
 
 /// Tries KVM out. `/dev/kvm` may open and yet emulate each instruction of a guest kernel, in nested

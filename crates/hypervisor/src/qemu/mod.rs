@@ -5,20 +5,18 @@ mod files;
 mod qmp;
 mod tsc;
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use bulkhead_jail::exec::ExecConfig;
 use bulkhead_jail::{Jail, Profile, Root};
 use bulkhead_kernels::Flavour;
-use rustix::fs::{Mode, OFlags};
 
 use crate::cpu::CpuLease;
 use crate::{Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
 
-pub(crate) use qmp::Monitor;
+use qmp::Monitor;
 
 pub(crate) const MAX_VCPUS: u32 = 64;
 
@@ -131,7 +129,8 @@ impl Driver for Qemu {
         ];
         for (path, number) in sockets {
             if let Some(path) = path {
-                fds.push((connect(path)?, number));
+                // Connections, not addresses: then QEMU needs no way to the file system.
+                fds.push((launch::connect(path)?, number));
             }
         }
         let child = launch::start(&config, io.bulkhead, io.console, fds)?;
@@ -139,33 +138,8 @@ impl Driver for Qemu {
         Ok(Vm {
             pid: child.pid,
             pidfd: child.pidfd,
-            monitor: Some(Monitor::new(ours)),
+            control: Some(Box::new(Monitor::new(ours))),
             cpu,
         })
     }
-}
-
-/// QEMU gets connections, not addresses, where it takes them: then it needs no way to the file system.
-fn connect(path: &Path) -> Result<OwnedFd, HypervisorError> {
-    connect_by_name(path)
-        .map(OwnedFd::from)
-        .map_err(|source| HypervisorError::Host {
-            step: "connect to the device process at",
-            path: path.to_owned(),
-            source,
-        })
-}
-
-/// Connects through the socket's directory: engines have long paths for the state of containers, and a
-/// socket's address takes 107 bytes.
-fn connect_by_name(path: &Path) -> io::Result<UnixStream> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return UnixStream::connect(path);
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = rustix::fs::open(parent, flags, Mode::empty())?;
-    let short = Path::new("/proc/self/fd")
-        .join(dir.as_raw_fd().to_string())
-        .join(name);
-    UnixStream::connect(short)
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::{HypervisorError, Pausable};
+use crate::driver::Control;
+use crate::{HypervisorError, Measurable, Pausable};
 
 /// How long QEMU may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -72,6 +73,16 @@ impl Pausable for Monitor {
             .get("running")
             .and_then(Value::as_bool)
             .unwrap_or(false))
+    }
+}
+
+impl Control for Monitor {
+    fn as_pausable(&self) -> Option<&dyn Pausable> {
+        Some(self)
+    }
+
+    fn as_measurable(&self) -> Option<&dyn Measurable> {
+        None
     }
 }
 

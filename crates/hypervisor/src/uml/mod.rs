@@ -87,7 +87,7 @@ impl Driver for Uml {
         Ok(Vm {
             pid: child.pid,
             pidfd: child.pidfd,
-            monitor: None,
+            control: None,
             cpu,
         })
     }

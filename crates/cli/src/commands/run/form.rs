@@ -86,7 +86,7 @@ pub struct Args {
     /// Add an annotation.
     #[arg(long, value_name = "KEY=VALUE")]
     annotation: Vec<String>,
-    /// auto, uml or qemu.
+    /// auto, kvm, uml or qemu.
     #[arg(long, value_name = "NAME")]
     pub hypervisor: Option<String>,
     /// Installed guest kernel (see `bulkhead kernel list`).
@@ -353,6 +353,7 @@ fn guest_runs_32_bit(args: &Args) -> bool {
     let wanted = match args.hypervisor.as_deref().unwrap_or(&config.hypervisor) {
         "uml" => Wanted::Uml,
         "qemu" => Wanted::Qemu,
+        "kvm" => Wanted::Kvm,
         _ => Wanted::Auto,
     };
     let Ok(choice) = bulkhead_hypervisor::choose(wanted) else {

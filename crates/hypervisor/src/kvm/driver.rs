@@ -1,0 +1,188 @@
+//! Our own machine (`bulkhead_vmm`): the built-in driver for KVM.
+
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+use bulkhead_jail::{Command, Jail, JailError, Namespaces, Profile};
+use bulkhead_kernels::Flavour;
+use bulkhead_vmm::control::{self, Client, ControlError};
+use bulkhead_vmm::{DeviceConfig, DeviceKind, VmmConfig};
+
+pub use bulkhead_vmm::Metrics as MachineStatistics;
+
+use crate::cpu::CpuLease;
+use crate::driver::{Measurable, Pausable};
+use crate::{Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
+
+pub(crate) const MAX_VCPUS: u32 = bulkhead_vmm::MAX_VCPUS as u32;
+
+/// The hat that is the machine.
+const HAT: &str = "vmm";
+
+/// Descriptors of the machine's process: the control channel, then the devices.
+const CONTROL_FD: i32 = 4;
+const FIRST_DEVICE_FD: i32 = 5;
+
+/// How a kernel that runs where the guest's kernel mode is interpreted is told apart: by a patch it was
+/// built with.
+const EMULATION_PATCH: &str = "emulated-kvm";
+
+/// What keeps a kernel from instructions that no such host interprets, or only byte by byte. The
+/// processor's list of features cannot: user mode, and with it CPUID, is the host's own.
+const EMULATION_WORDS: [&str; 2] = [
+    "noxsave",
+    "clearcpuid=smap,smep,cx16,fsgsbase,pcid,invpcid,popcnt,rdrand,rdseed,rdpid,umip,erms,fsrm",
+];
+
+/// The driver for our own machine.
+#[derive(Clone, Copy, Debug)]
+pub struct BuiltIn {
+    emulated: bool,
+}
+
+impl BuiltIn {
+    /// The driver for a host whose KVM runs guests natively, or, with `emulated`, interprets their
+    /// kernels.
+    pub fn new(emulated: bool) -> Self {
+        Self { emulated }
+    }
+
+    /// What the kernel is told besides what the machine is.
+    fn words(self, machine: &Machine) -> Vec<String> {
+        let quirks = EMULATION_WORDS.iter().filter(|_| self.emulated);
+        let quirks = quirks.map(|word| (*word).to_owned());
+        quirks.chain(machine.cmdline.iter().cloned()).collect()
+    }
+}
+
+impl Driver for BuiltIn {
+    fn kind(&self) -> Kind {
+        Kind::Kvm
+    }
+
+    fn isolation(&self) -> Isolation {
+        if self.emulated {
+            Isolation::EmulatedVm
+        } else {
+            Isolation::HardwareVm
+        }
+    }
+
+    fn flavour(&self) -> Flavour {
+        Flavour::Vm
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        // A kernel built for such hosts knows one processor.
+        if self.emulated { 1 } else { MAX_VCPUS }
+    }
+
+    fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {
+        let memory_mib = launch::check(self, machine)?;
+        let patches = &machine.kernel.manifest.patches;
+        if self.emulated && !patches.iter().any(|name| name.contains(EMULATION_PATCH)) {
+            return Err(HypervisorError::EmulatedKernel {
+                kernel: machine.kernel.manifest.name.clone(),
+            });
+        }
+        let (client, theirs) = control::pair().map_err(|source| HypervisorError::Host {
+            step: "make a control channel for",
+            path: io.bulkhead.clone(),
+            source,
+        })?;
+        let mut fds = vec![(theirs, CONTROL_FD)];
+        let mut devices = Vec::new();
+        let sockets = [
+            (DeviceKind::Fs, machine.fs_socket.as_deref()),
+            (DeviceKind::Vsock, machine.vsock_socket.as_deref()),
+        ];
+        let cards = machine
+            .nets
+            .iter()
+            .map(|net| (DeviceKind::Net, Some(net.socket.as_path())));
+        let present = sockets
+            .into_iter()
+            .chain(cards)
+            .filter_map(|(kind, path)| Some((kind, path?)));
+        for ((kind, path), fd) in present.zip(FIRST_DEVICE_FD..) {
+            fds.push((launch::connect(path)?, fd));
+            devices.push(DeviceConfig { kind, fd });
+        }
+        let config = VmmConfig {
+            jail: Jail {
+                cpus: machine.cpu.into_iter().collect(),
+                ..Jail::new(&machine.id, machine.uid, machine.gid, Profile::Vmm)
+            },
+            kernel: machine.kernel.image.clone(),
+            initramfs: machine.initramfs.clone(),
+            cmdline: self.words(machine),
+            memory_mib,
+            vcpus: u8::try_from(machine.vcpus).unwrap_or(bulkhead_vmm::MAX_VCPUS),
+            devices,
+            control_fd: CONTROL_FD,
+        };
+        let child = spawn(&config, io, fds)?;
+        Ok(Vm {
+            pid: child.pid,
+            pidfd: child.pidfd,
+            control: Some(Box::new(client)),
+            cpu: machine.cpu.map(CpuLease::given),
+        })
+    }
+}
+
+fn spawn(
+    config: &VmmConfig,
+    io: LaunchIo,
+    mut fds: Vec<(OwnedFd, i32)>,
+) -> Result<bulkhead_jail::Child, HypervisorError> {
+    let json = serde_json::to_string(config).map_err(HypervisorError::Describe)?;
+    let string = |text: &str| {
+        CString::new(text).map_err(|_| JailError::Nul {
+            what: "the machine's configuration",
+        })
+    };
+    let args = vec![string(HAT)?, string(&json)?];
+    fds.extend(launch::console(io.console, &io.bulkhead)?);
+    let command = Command {
+        program: io.bulkhead,
+        args,
+        fds,
+        namespaces: Namespaces::default(),
+    };
+    Ok(bulkhead_jail::spawn(command)?)
+}
+
+fn failed(command: &'static str) -> impl Fn(ControlError) -> HypervisorError {
+    move |source| HypervisorError::Control { command, source }
+}
+
+impl Pausable for Client {
+    fn pause(&self) -> Result<(), HypervisorError> {
+        Client::pause(self).map_err(failed("stop"))
+    }
+
+    fn resume(&self) -> Result<(), HypervisorError> {
+        Client::resume(self).map_err(failed("resume"))
+    }
+
+    fn is_running(&self) -> Result<bool, HypervisorError> {
+        Client::is_running(self).map_err(failed("ask after"))
+    }
+}
+
+impl Measurable for Client {
+    fn statistics(&self) -> Result<MachineStatistics, HypervisorError> {
+        self.metrics().map_err(failed("measure"))
+    }
+}
+
+impl crate::driver::Control for Client {
+    fn as_pausable(&self) -> Option<&dyn Pausable> {
+        Some(self)
+    }
+
+    fn as_measurable(&self) -> Option<&dyn Measurable> {
+        Some(self)
+    }
+}
