@@ -1,5 +1,6 @@
 //! Virtio devices over vhost-user, and the process that serves them.
 
+pub mod block;
 pub mod fs;
 pub mod guest;
 pub mod net;
@@ -14,7 +15,7 @@ pub mod session;
 pub mod vsock;
 
 pub use process::{
-    DeviceConfig, DeviceError, FsConfig, NetConfig, Resources, VsockConfig, run, serve,
+    BlockConfig, DeviceConfig, DeviceError, FsConfig, NetConfig, Resources, VsockConfig, run, serve,
 };
 
 /// The part of a device's configuration space that the front end asks for; beyond its end there

@@ -1,6 +1,7 @@
 //! The device process: what it is given, the order in which it gives up power, its threads.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_jail::{Jail, JailError};
 use nix::sched::{CloneFlags, unshare};
+use rustix::fs::FileType;
 use rustix::io::FdFlags;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
@@ -16,6 +18,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::block::{Block, Medium};
 use crate::fs::{Fs, FsError, share};
 use crate::net::Net;
 use crate::net::frames::Tap;
@@ -45,6 +48,9 @@ pub struct DeviceConfig {
     /// The network cards.
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// The disks.
+    #[serde(default)]
+    pub blocks: Vec<BlockConfig>,
 }
 
 /// The virtio-fs device.
@@ -80,6 +86,19 @@ pub struct NetConfig {
     pub mac: [u8; 6],
     /// What its driver is told of the network's MTU, bytes; none: nothing.
     pub mtu: Option<u16>,
+}
+
+/// A virtio block device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BlockConfig {
+    /// Inherited listening `AF_UNIX` stream socket the hypervisor connects to.
+    pub listener_fd: RawFd,
+    /// Inherited block device or regular file.
+    pub file_fd: RawFd,
+    /// Whether the guest may only read; the descriptor need not be good for more then.
+    pub read_only: bool,
+    /// Name the guest can ask for; 20 bytes of it count.
+    pub serial: String,
 }
 
 /// The device process cannot serve, or had to stop serving.
@@ -136,6 +155,8 @@ pub struct Resources {
     pub control: OwnedFd,
     /// The hypervisor connects here for each network card, and what its frames go to.
     pub nets: Vec<(UnixListener, Tap)>,
+    /// The hypervisor connects here for each disk, and what is on it.
+    pub blocks: Vec<(UnixListener, File)>,
     /// An open `/proc/self/fd`, which turns a name into an open file.
     pub proc_fd: OwnedFd,
     /// How many descriptors the process may have open.
@@ -169,6 +190,7 @@ pub fn serve(resources: Resources, config: &DeviceConfig) -> Result<(), DeviceEr
         vsock,
         control,
         nets,
+        blocks,
         proc_fd,
         fd_limit,
     } = resources;
@@ -212,6 +234,12 @@ pub fn serve(resources: Resources, config: &DeviceConfig) -> Result<(), DeviceEr
             .map_err(setup("prepare the tap of a network card"))?;
         let mut net = Session::new(socket, net, &*stop)?;
         report().on_thread(format!("net{number}"), move || Ok(net.run()?))?;
+    }
+    for (number, ((socket, file), config)) in blocks.into_iter().zip(&config.blocks).enumerate() {
+        let medium = Medium::new(file, config.read_only, &config.serial)
+            .map_err(setup("find out the size of a disk"))?;
+        let mut block = Session::new(socket, Block::new(medium), &*stop)?;
+        report().on_thread(format!("block{number}"), move || Ok(block.run()?))?;
     }
     // Names in `top` and `ps -L`; a failure changes nothing else.
     let _ = rustix::thread::set_name(c"vsock");
@@ -292,6 +320,9 @@ impl Resources {
         for net in &config.nets {
             numbers.extend([net.listener_fd, net.tap_fd]);
         }
+        for block in &config.blocks {
+            numbers.extend([block.listener_fd, block.file_fd]);
+        }
         let distinct: BTreeSet<RawFd> = numbers.iter().copied().collect();
         if let (Some(&fd), true) = (numbers.last(), distinct.len() < numbers.len()) {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "it is given twice");
@@ -332,10 +363,27 @@ impl Resources {
                     Ok((socket.into(), Tap::new(tap)))
                 })
                 .collect::<Result<_, DeviceError>>()?,
+            blocks: config
+                .blocks
+                .iter()
+                .map(|block| {
+                    let socket = listener(block.listener_fd, "a disk's listening socket")?;
+                    let file = adopt(block.file_fd, "a disk's file", is_disk)?;
+                    Ok((socket.into(), file.into()))
+                })
+                .collect::<Result<_, DeviceError>>()?,
             proc_fd,
             fd_limit: raise_fd_limit(),
         })
     }
+}
+
+fn is_disk(file: BorrowedFd<'_>) -> io::Result<bool> {
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode);
+    Ok(matches!(
+        kind,
+        FileType::BlockDevice | FileType::RegularFile
+    ))
 }
 
 /// Raises the limit of open files as far as wanted and possible; returns how many there may be.

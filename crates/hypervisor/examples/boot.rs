@@ -51,6 +51,7 @@ fn main() {
         vsock_socket: None,
         guest_cid: 3,
         nets: Vec::new(),
+        disks: Vec::new(),
         uid,
         gid: uid,
         cpu: None,

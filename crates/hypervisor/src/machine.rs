@@ -30,6 +30,8 @@ pub struct Machine {
     pub guest_cid: u64,
     /// The machine's network cards.
     pub nets: Vec<Net>,
+    /// Sockets of the vhost-user back ends of the machine's disks.
+    pub disks: Vec<PathBuf>,
     /// Host user the hypervisor process runs as; to be given to no other process.
     pub uid: u32,
     /// Host group the hypervisor process runs as.

@@ -47,6 +47,8 @@ pub enum DeviceKind {
     Vsock,
     /// A network card.
     Net,
+    /// A disk.
+    Block,
 }
 
 impl DeviceKind {
@@ -54,6 +56,7 @@ impl DeviceKind {
     pub(crate) fn virtio_id(self) -> u32 {
         match self {
             Self::Net => 1,
+            Self::Block => 2,
             Self::Vsock => 19,
             Self::Fs => 26,
         }
@@ -66,6 +69,7 @@ impl fmt::Display for DeviceKind {
             Self::Fs => "file system",
             Self::Vsock => "vsock",
             Self::Net => "network",
+            Self::Block => "block",
         })
     }
 }

@@ -300,6 +300,7 @@ fn start_device(share: &Path, sockets: [OwnedFd; 3]) -> (u32, OwnedFd) {
             control_fd: 6,
         },
         nets: Vec::new(),
+        blocks: Vec::new(),
     };
     let config = CString::new(serde_json::to_string(&config).unwrap()).unwrap();
     let stderr = std::io::stderr().as_fd().try_clone_to_owned().unwrap();
@@ -333,6 +334,7 @@ fn start_bare_device(share: &Path, sockets: [OwnedFd; 3]) -> (u32, OwnedFd) {
             control_fd: 115,
         },
         nets: Vec::new(),
+        blocks: Vec::new(),
     };
     let wrapper = std::env::var("BULKHEAD_TEST_BARE").unwrap();
     let mut words: Vec<String> = wrapper.split_whitespace().map(str::to_owned).collect();

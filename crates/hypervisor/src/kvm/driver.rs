@@ -100,9 +100,12 @@ impl Driver for BuiltIn {
             .nets
             .iter()
             .map(|net| (DeviceKind::Net, Some(net.socket.as_path())));
+        let disks = machine.disks.iter();
+        let disks = disks.map(|socket| (DeviceKind::Block, Some(socket.as_path())));
         let present = sockets
             .into_iter()
             .chain(cards)
+            .chain(disks)
             .filter_map(|(kind, path)| Some((kind, path?)));
         for ((kind, path), fd) in present.zip(FIRST_DEVICE_FD..) {
             fds.push((launch::connect(path)?, fd));

@@ -72,6 +72,14 @@ pub(super) fn list(
     for (number, net) in machine.nets.iter().enumerate() {
         add_card(&mut list, number, net);
     }
+    for number in 0..machine.disks.len() {
+        let socket = files::disk_socket(number);
+        list.add("-chardev", format!("socket,id=disk{number},path={socket}"));
+        list.add(
+            "-device",
+            format!("vhost-user-blk,chardev=disk{number},num-queues=1"),
+        );
+    }
     list.0
 }
 

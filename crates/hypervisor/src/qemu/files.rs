@@ -22,6 +22,11 @@ pub(super) fn net_socket(number: usize) -> String {
     format!("/net{number}")
 }
 
+/// The socket of the `number`th disk.
+pub(super) fn disk_socket(number: usize) -> String {
+    format!("/disk{number}")
+}
+
 const LIBRARIES: &str = "/lib";
 const MODULES: &str = "/modules";
 
@@ -77,6 +82,9 @@ pub(super) fn collect(
     }
     for (number, net) in machine.nets.iter().enumerate() {
         entries.push(launch::socket(&net.socket, &net_socket(number), machine)?);
+    }
+    for (number, socket) in machine.disks.iter().enumerate() {
+        entries.push(launch::socket(socket, &disk_socket(number), machine)?);
     }
     let libraries = libraries(program)?;
     if accelerator == Accelerator::Tcg

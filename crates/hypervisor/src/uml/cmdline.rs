@@ -1,10 +1,11 @@
 //! The command line of a User-Mode Linux kernel, which is both its own and its guest's.
 
-use super::{FS_SOCKET, INITRAMFS, SCRATCH, VSOCK_SOCKET, net_socket};
+use super::{FS_SOCKET, INITRAMFS, SCRATCH, VSOCK_SOCKET, disk_socket, net_socket};
 use crate::Machine;
 
 /// Virtio device types (virtio 1.2, section 5).
 const VIRTIO_NET: u32 = 1;
+const VIRTIO_BLOCK: u32 = 2;
 const VIRTIO_VSOCK: u32 = 19;
 const VIRTIO_FS: u32 = 26;
 
@@ -42,6 +43,10 @@ pub(super) fn words(machine: &Machine, memory_mib: u64) -> Vec<String> {
     for number in 0..machine.nets.len() {
         let path = net_socket(number);
         words.push(format!("virtio_uml.device={path}:{VIRTIO_NET}"));
+    }
+    for number in 0..machine.disks.len() {
+        let path = disk_socket(number);
+        words.push(format!("virtio_uml.device={path}:{VIRTIO_BLOCK}"));
     }
     words.extend(machine.cmdline.iter().cloned());
     words

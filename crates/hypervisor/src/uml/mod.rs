@@ -29,6 +29,11 @@ pub(crate) fn net_socket(number: usize) -> String {
     format!("/net{number}")
 }
 
+/// The same for the `number`th disk.
+pub(crate) fn disk_socket(number: usize) -> String {
+    format!("/disk{number}")
+}
+
 /// Room on the scratch file system beside the guest's memory: a page for the kernel's test whether
 /// it may map memory executable, and its directory of run-time files.
 const SCRATCH_SLACK: u64 = 1 << 20;
@@ -124,6 +129,9 @@ fn jail(
     }
     for (number, net) in machine.nets.iter().enumerate() {
         entries.push(launch::socket(&net.socket, &net_socket(number), machine)?);
+    }
+    for (number, socket) in machine.disks.iter().enumerate() {
+        entries.push(launch::socket(socket, &disk_socket(number), machine)?);
     }
     Ok(Jail {
         root: Root {

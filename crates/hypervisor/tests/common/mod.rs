@@ -118,6 +118,7 @@ pub fn machine(driver: &dyn Driver, action: &str) -> Machine {
         vsock_socket: None,
         guest_cid: 3,
         nets: Vec::new(),
+        disks: Vec::new(),
         uid,
         gid: uid,
         cpu: None,
