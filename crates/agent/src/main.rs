@@ -14,6 +14,7 @@ mod boot;
 mod bpf;
 mod clock;
 mod container;
+mod disks;
 mod dns;
 mod end;
 mod home;

@@ -83,6 +83,12 @@ impl Paths {
         self.dir().join(format!("net{number}.sock"))
     }
 
+    /// Where the device process serves the `number`th disk to the hypervisor.
+    #[must_use]
+    pub fn disk_socket(&self, number: usize) -> PathBuf {
+        self.dir().join(format!("disk{number}.sock"))
+    }
+
     /// The guest's console, its last part.
     #[must_use]
     pub fn console(&self) -> PathBuf {

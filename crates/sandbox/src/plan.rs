@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use bulkhead_hypervisor::{Choice, HypervisorError, Kind, Wanted};
 use bulkhead_kernels::{Kernel, KernelsError, Need, Store};
-use bulkhead_oci::plan::Joined;
+use bulkhead_oci::plan::{Disk, Joined};
 use bulkhead_oci::{Bundle, BundleError, GuestPlan};
 
 use crate::config::{
     Config, ConfigError, HYPERVISOR_ANNOTATION, KERNEL_ANNOTATION, MEMORY_ANNOTATION,
 };
+use crate::disks::MOST as MOST_DISKS;
 use crate::request::Request;
 
 const MIB: u64 = 1 << 20;
@@ -43,6 +44,8 @@ pub struct Plan {
     /// In a machine that has other containers: the container's own network namespace, in which there
     /// must be nothing but loopback. `None` if it has the network of the machine.
     pub apart: Option<PathBuf>,
+    /// Block devices of the host the machine has as disks, in this order.
+    pub disks: Vec<Disk>,
     /// The host's configuration.
     pub config: Config,
 }
@@ -122,6 +125,19 @@ pub enum PlanError {
          too (podman: --network container:NAME, or a pod), or use --network none"
     )]
     NetworkOfItsOwn,
+    /// More block devices than a machine can have.
+    #[error(
+        "linux.devices: {0} block devices are more than a virtual machine takes, {MOST_DISKS}: mount \
+         some on the host and bind the directories"
+    )]
+    TooManyDisks(usize),
+    /// A block device for a machine that runs already.
+    #[error(
+        "linux.devices[{0}]: the container is to live in the virtual machine of another one, and disks \
+         are not plugged into a running guest in this version: give the device to the container that \
+         is started first, or mount it on the host and bind the directory"
+    )]
+    DiskForPod(usize),
     /// The limit is beyond what the machine has.
     #[error(
         "linux.resources.memory.limit: {limit_mib} MiB are more than the virtual machine of the pod \
@@ -211,6 +227,10 @@ impl Plan {
         let vcpus = vcpus(&bundle);
         check_memory(memory_bytes)?;
         let host_memory_bytes = memory_bytes.saturating_add(host_overhead(&choice, &config));
+        let disks = bulkhead_oci::plan::disks(&bundle.spec);
+        if disks.len() > MOST_DISKS {
+            return Err(PlanError::TooManyDisks(disks.len()));
+        }
         Ok(Self {
             bundle,
             guest,
@@ -223,6 +243,7 @@ impl Plan {
             netns,
             late_network,
             apart: None,
+            disks,
             config,
         })
     }
@@ -250,6 +271,9 @@ impl Plan {
             let neighbour = machine.guest_pid_apart(apart);
             bulkhead_oci::plan::set_apart(&mut guest.spec, neighbour);
         }
+        if let Some(disk) = bulkhead_oci::plan::disks(&bundle.spec).first() {
+            return Err(PlanError::DiskForPod(disk.index));
+        }
         let store = Store::open(&bulkhead_kernels::lib_dir());
         bulkhead_kernels::check(&first.kernel, &needs(&bundle), &store)?;
         if let Some(limit) = memory_limit(&bundle).filter(|limit| *limit > first.memory_bytes) {
@@ -270,6 +294,7 @@ impl Plan {
             netns: None,
             late_network: false,
             apart,
+            disks: Vec::new(),
             config,
         })
     }

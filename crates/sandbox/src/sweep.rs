@@ -108,11 +108,13 @@ fn bury(paths: &Paths, mut state: State) -> Found {
     if let Some(netns) = &state.netns {
         bulkhead_network::clean(netns);
     }
-    for number in 0.. {
-        if fs::remove_file(paths.net_socket(number)).is_err() {
-            break;
-        }
-    }
+    let cards = (0..).map(|number| paths.net_socket(number));
+    let disks = (0..).map(|number| paths.disk_socket(number));
+    // Numbered without a gap.
+    let removed = |path| fs::remove_file(path).is_ok();
+    let (mut cards, mut disks) = (cards.map(removed), disks.map(removed));
+    while cards.next() == Some(true) {}
+    while disks.next() == Some(true) {}
     for file in [
         paths.socket(),
         paths.attach_socket(),

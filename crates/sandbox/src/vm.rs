@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use bulkhead_agent_api::{AgentClient, GUEST_CID, RPC_PORT, SHARE_TAG};
 use bulkhead_devices::vsock::control;
-use bulkhead_devices::{DeviceConfig, FsConfig, NetConfig, VsockConfig};
+use bulkhead_devices::{BlockConfig, DeviceConfig, FsConfig, NetConfig, VsockConfig};
 use bulkhead_hypervisor::{CpuLease, HypervisorError, LaunchIo, Machine, Net};
 use bulkhead_jail::{Capability, Entry, Jail, JailError, Namespaces, Profile, Root};
 use bulkhead_network::{Change, Network, NetworkError, Port, Update};
+use bulkhead_oci::plan::Disk;
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 
 use crate::channel::{Channel, Stream, socket_pair};
 use crate::console::Console;
+use crate::disks::{self, DiskError};
 use crate::dns::Relay;
 use crate::failure::{End, Failure, Part, diagnose};
 use crate::paths::{Paths, socket_path};
@@ -50,6 +52,9 @@ pub enum VmError {
     /// The device process could not be spawned.
     #[error("Failed to start the device process")]
     Device(#[source] JailError),
+    /// See [`DiskError`].
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The hypervisor could not be spawned.
     #[error("Failed to start the hypervisor")]
     Hypervisor(#[from] HypervisorError),
@@ -122,6 +127,9 @@ impl Vm {
             mtu: card.port.mtu,
         });
         let nets = nets.collect();
+        let disks = disks(&plan.disks, &dir, uid)?;
+        let disk_sockets = (0..disks.len()).map(|number| paths.disk_socket(number));
+        let disk_sockets = disk_sockets.collect();
         let (channel, control) =
             control::pair().map_err(step("make the device process's control channel"))?;
         let log = fs::OpenOptions::new()
@@ -141,6 +149,7 @@ impl Vm {
             vsock_listener,
             control,
             cards,
+            disks,
             &log,
         )?;
         timeline.since(Actor::Host, "spawn device process", began);
@@ -165,6 +174,7 @@ impl Vm {
             vsock_socket: Some(paths.vsock_socket()),
             guest_cid: u64::from(GUEST_CID),
             nets,
+            disks: disk_sockets,
             uid,
             gid: uid,
             cpu,
@@ -481,12 +491,33 @@ fn cards(ports: Vec<Port>, dir: &OwnedFd, uid: u32) -> Result<Vec<Card>, VmError
         .collect()
 }
 
+/// A disk to be served: what is on it, and where the hypervisor connects.
+struct OpenDisk {
+    file: fs::File,
+    read_only: bool,
+    listener: OwnedFd,
+}
+
+fn disks(wanted: &[Disk], dir: &OwnedFd, uid: u32) -> Result<Vec<OpenDisk>, VmError> {
+    let numbered = wanted.iter().enumerate();
+    numbered
+        .map(|(number, disk)| {
+            Ok(OpenDisk {
+                file: disks::open(disk)?,
+                read_only: disk.read_only,
+                listener: listen(dir, &format!("disk{number}.sock"), uid)?,
+            })
+        })
+        .collect()
+}
+
 fn spawn_device(
     jail: Jail,
     fs_listener: OwnedFd,
     vsock_listener: OwnedFd,
     control: OwnedFd,
     cards: Vec<Card>,
+    disks: Vec<OpenDisk>,
     log: &fs::File,
 ) -> Result<bulkhead_jail::Child, VmError> {
     const FS_FD: i32 = 4;
@@ -499,7 +530,8 @@ fn spawn_device(
         (control, CONTROL_FD),
     ];
     let mut nets = Vec::with_capacity(cards.len());
-    for (card, listener_fd) in cards.into_iter().zip((FIRST_CARD_FD..).step_by(2)) {
+    let mut pairs = (FIRST_CARD_FD..).step_by(2);
+    for (card, listener_fd) in cards.into_iter().zip(pairs.by_ref()) {
         let tap_fd = listener_fd.saturating_add(1);
         nets.push(NetConfig {
             listener_fd,
@@ -508,6 +540,17 @@ fn spawn_device(
             mtu: card.port.mtu,
         });
         fds.extend([(card.listener, listener_fd), (card.port.tap, tap_fd)]);
+    }
+    let mut blocks = Vec::with_capacity(disks.len());
+    for (number, (disk, listener_fd)) in disks.into_iter().zip(pairs).enumerate() {
+        let file_fd = listener_fd.saturating_add(1);
+        blocks.push(BlockConfig {
+            listener_fd,
+            file_fd,
+            read_only: disk.read_only,
+            serial: Disk::serial(number),
+        });
+        fds.extend([(disk.listener, listener_fd), (disk.file.into(), file_fd)]);
     }
     let config = DeviceConfig {
         jail,
@@ -522,6 +565,7 @@ fn spawn_device(
             control_fd: CONTROL_FD,
         },
         nets,
+        blocks,
     };
     let log = log
         .as_fd()

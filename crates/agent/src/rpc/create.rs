@@ -32,8 +32,9 @@ pub async fn container(
     check_id("container_id", &request.container_id)?;
     let id = request.container_id.as_str();
     let rootfs = in_share(&request.rootfs)?;
-    let spec: Spec = serde_json::from_slice(&request.spec_json)
+    let mut spec: Spec = serde_json::from_slice(&request.spec_json)
         .map_err(|error| RpcError::json("spec_json", &error))?;
+    crate::disks::renumber(&mut spec, &request.disks)?;
     let reservation = service.registry.reserve(id, "")?;
     if !request.interfaces.is_empty() {
         crate::network::configure(&request.interfaces)?;

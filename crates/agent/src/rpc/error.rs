@@ -4,6 +4,7 @@ use bulkhead_agent_api::StartFailure;
 use ttrpc::{Code, get_status};
 
 use crate::container::{ContainerError, Failure, FailureKind};
+use crate::disks::DiskError;
 use crate::dns::DnsError;
 use crate::end::Chain;
 use crate::network::NetworkError;
@@ -47,6 +48,9 @@ pub enum RpcError {
     /// The network could not be configured.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A disk of the container cannot be found.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Name servers cannot be stood in for.
     #[error(transparent)]
     Dns(#[from] DnsError),

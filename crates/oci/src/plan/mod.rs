@@ -1,5 +1,6 @@
 //! Splits a bundle into what the guest is told and what the host shares with it.
 
+mod disks;
 pub(crate) mod joined;
 mod kernel_files;
 mod name_servers;
@@ -15,6 +16,7 @@ use oci_spec::runtime::{
 
 use crate::bundle::{Bundle, BundleError};
 use crate::id::check_id;
+pub use disks::{Disk, disks};
 pub use joined::{Joined, join, joined_namespaces, shared_memory_source};
 pub use name_servers::loopback_name_servers;
 use source::Sources;

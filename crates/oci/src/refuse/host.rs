@@ -144,13 +144,6 @@ pub(super) const RULES: &[Rule] = &[
         },
     },
     Rule {
-        field: "linux.devices[] of type b",
-        because: Because::NotBuilt,
-        reason: "passing a block device of the host to the guest is not built in this version",
-        alternative: "mount it on the host and bind the directory",
-        find: |spec| each_device(spec, |device| device.typ() == LinuxDeviceType::B),
-    },
-    Rule {
         field: "linux.devices[] of type c or u, but for null, zero, full, random, urandom, kmsg, tty, console, ptmx, tun and fuse",
         because: Because::OwnKernel,
         reason: "the device belongs to the host's kernel, and the guest has no driver behind this number",

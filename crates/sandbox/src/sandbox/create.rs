@@ -48,6 +48,7 @@ impl Sandbox {
             bundle: plan.bundle.dir.display().to_string(),
             stdio: Some(ports).into(),
             interfaces,
+            disks: crate::disks::messages(&plan.disks),
             ..Default::default()
         };
         let limit = Duration::from_secs(plan.config.start_timeout_s);
