@@ -227,9 +227,9 @@ pub fn fields_that_cannot_be_done_refused_by_name(test: &Test) {
             (
                 |c| {
                     c["linux"]["devices"] =
-                        json!([{ "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 }])
+                        json!([{ "path": "/dev/sda", "type": "b", "major": 8, "minor": 1048575 }])
                 },
-                &["linux.devices[0]", "/dev/sda"],
+                &["linux.devices[0]", "/dev/sda", "8:1048575"],
             ),
             (
                 |c| {

@@ -18,7 +18,7 @@ pub const FILES: &[Requirement] = requirements! {
     device_outside_of_dev_is_made = "`devices`: made outside of `/dev`, too";
     fifo_is_made = "`devices`: type `p`";
     block_device_is_made = "`devices`: a block device of the host" [
-        Vm("the device belongs to the host's kernel; a file on it can be bound instead"),
+        Vm("it is there and works, as a disk of the guest, whose number is another one"),
     ];
 };
 

@@ -1,14 +1,16 @@
 //! The options of `podman run`.
 
 use std::fs;
+use std::path::PathBuf;
 
-use bulkhead_tests::Podman;
+use bulkhead_tests::{Invocation, Podman};
 
 use crate::podman_suite;
 
 podman_suite! {
     both:
         volume_is_shared,
+        block_device_is_read_and_written,
         memory_limit_holds;
     uml:
         environment_user_and_directory_are_set,
@@ -30,6 +32,7 @@ podman_suite! {
         security_options_are_taken,
         seccomp_profile_of_a_file_applies,
         character_device_is_there,
+        block_device_for_reading_is_not_written,
         entrypoint_is_replaced,
         labels_and_annotations_are_taken;
 }
@@ -288,6 +291,60 @@ fn character_device_is_there(podman: &Podman) {
     );
 
     assert_eq!(output.text(), "character special file 1:b\nwritten");
+}
+
+/// A block device of the host whose content is a file.
+struct Loop {
+    node: String,
+    file: PathBuf,
+}
+
+impl Loop {
+    fn new(podman: &Podman) -> Self {
+        let file = podman.test.new_dir().join("disk");
+        fs::write(&file, [b'.'; 1 << 20]).unwrap();
+        let setup = Invocation::new("losetup").args(["--find", "--show"]);
+        let output = setup.arg(&file).output();
+        let node = output.text().to_owned();
+        Self { node, file }
+    }
+
+    /// The first bytes of the file.
+    fn begins_with(&self, text: &str) -> bool {
+        fs::read(&self.file).unwrap().starts_with(text.as_bytes())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let detach = Invocation::new("losetup").args(["--detach", &self.node]);
+        detach.output().expect_code(0);
+    }
+}
+
+fn block_device_is_read_and_written(podman: &Podman) {
+    let disk = Loop::new(podman);
+    let device = format!("{}:/dev/disk", disk.node);
+
+    let script = "head -c 3 /dev/disk; \
+                  printf written | dd of=/dev/disk conv=notrunc,fsync 2>/dev/null; \
+                  head -c 9 /dev/disk; echo; wc -c </dev/disk; stat -c %F /dev/disk";
+    let output = podman.ran(&["--device", &device], script);
+
+    let expected = "...written..\n1048576\nblock special file";
+    assert_eq!(output.text(), expected);
+    assert!(disk.begins_with("written.."));
+}
+
+fn block_device_for_reading_is_not_written(podman: &Podman) {
+    let disk = Loop::new(podman);
+    let device = format!("{}:/dev/disk:r", disk.node);
+
+    let script = "head -c 3 /dev/disk; echo x 2>/dev/null >/dev/disk || echo refused";
+    let output = podman.ran(&["--device", &device], script);
+
+    assert_eq!(output.text(), "...refused");
+    assert!(disk.begins_with("..."));
 }
 
 fn entrypoint_is_replaced(podman: &Podman) {
