@@ -16,7 +16,8 @@ use verbs::*;
 bundle_suite! {
     both:
         process_of_the_engine_is_in_the_group_in_every_hierarchy,
-        hooks_run_in_order_each_with_the_state;
+        hooks_run_in_order_each_with_the_state,
+        file_written_between_creation_and_start_is_seen;
     uml:
         relative_path_is_below_the_engines_own_group,
         limits_of_cpu_are_those_of_the_group,

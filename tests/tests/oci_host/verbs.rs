@@ -19,6 +19,25 @@ fn limited<'t>(test: &'t Test, resources: Value) -> Bundle<'t> {
     })
 }
 
+/// Podman 5 writes the container's `hosts` and `resolv.conf` then.
+pub fn file_written_between_creation_and_start_is_seen(test: &Test) {
+    let file = test.new_dir().join("hosts");
+    fs::write(&file, "").unwrap();
+    let bundle = test.bundle(|config| {
+        let script = "cat /etc/hosts >/seen; sleep 1000";
+        config["process"]["args"] = json!(["sh", "-c", script]);
+        let bound = mount("/etc/hosts", "bind", file.to_str().unwrap(), &["bind"]);
+        push(config, "/mounts", bound);
+    });
+    let made = Made::of(test, &bundle).create();
+    fs::write(&file, "10.1.2.3 other\n").unwrap();
+
+    let made = made.start();
+
+    let seen = "until [ -s /seen ]; do sleep 0.1; done; cat /seen";
+    assert_eq!(made.sh(seen), "10.1.2.3 other");
+}
+
 /// A file of a group of version 1 of the host.
 fn host(pid: u32, controller: &str, file: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();

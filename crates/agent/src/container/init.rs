@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::{
+    fs::{AtFlags, StatxFlags, statx},
     io::Errno,
     mount::MountPropagationFlags,
     process::umask,
@@ -100,8 +101,10 @@ fn become_init<'a>(
         Ok(())
     })?;
     let mut own = Own::default();
+    let mut bound = Vec::new();
     for (mount, prepared) in plan.mounts.iter().zip(prepared) {
         mount.attach(prepared, &mut own)?;
+        bound.extend(prepared.filter(|_| mount.is_bind()));
     }
     let dev_is_bound = plan
         .mounts
@@ -124,8 +127,19 @@ fn become_init<'a>(
     streams::give_to(plan.process.user.uid)?;
     let ready = plan.process.become_user()?;
     ends.wait_for_start()?;
+    look_again(&bound);
     plan.hooks.run()?;
     ready.run()
+}
+
+/// Engines write files that are bound into the container, as its `hosts`, between creation and start: what
+/// the kernel remembers of them may be from before.
+fn look_again(bound: &[BorrowedFd<'_>]) {
+    let flags = AtFlags::EMPTY_PATH.union(AtFlags::STATX_FORCE_SYNC);
+    for place in bound {
+        // One that is gone by now shows when the container wants it.
+        let _ = statx(place, c"", flags, StatxFlags::BASIC_STATS);
+    }
 }
 
 fn become_exec<'a>(
