@@ -15,6 +15,7 @@ pub use harness::container::Container;
 pub use harness::created::Created;
 pub use harness::docker::Docker;
 pub use harness::driver::Driver;
+pub use harness::engines::Engines;
 pub use harness::ground::Ground;
 pub use harness::image::Image;
 pub use harness::inventory::Inventory;

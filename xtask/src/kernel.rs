@@ -4,13 +4,12 @@
 //! that goes into it, so that a fresh clone on the same machine builds nothing.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_kernels::{Addition, Flavour, Store, sha256_hex};
-use rustix::fs::{FlockOperation, flock};
 
 use crate::command::{self, brief, command, lines, output, read, require_success, run};
 use crate::{paths, setup};
@@ -288,7 +287,7 @@ fn obtain(recipe: &Recipe, inputs: &Inputs) -> Result<PathBuf> {
         return Ok(built);
     }
     fs::create_dir_all(&cache).with_context(|| format!("Cannot create {}", cache.display()))?;
-    let _lock = lock(&cache)?;
+    let _lock = paths::lock(&cache, "kernel")?;
     if built.is_dir() {
         return Ok(built); // somebody else built it while we waited
     }
@@ -335,21 +334,6 @@ fn obtain(recipe: &Recipe, inputs: &Inputs) -> Result<PathBuf> {
         brief(start.elapsed())
     );
     Ok(built)
-}
-
-/// One build at a time per cache; a second one says that it waits.
-fn lock(cache: &Path) -> Result<File> {
-    let path = cache.join(".lock");
-    let file = File::create(&path).with_context(|| format!("Cannot create {}", path.display()))?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        println!(
-            "kernel: waiting for another build that uses {}",
-            cache.display()
-        );
-        flock(&file, FlockOperation::LockExclusive)
-            .with_context(|| format!("Cannot lock {}", path.display()))?;
-    }
-    Ok(file)
 }
 
 fn remove(dir: &Path) -> Result<()> {

@@ -7,6 +7,7 @@
 mod build;
 mod command;
 mod cpio;
+mod engines;
 mod install;
 mod kernel;
 mod licences;
@@ -77,6 +78,8 @@ enum Task {
         #[arg(long, default_value = "auto")]
         hypervisor: String,
     },
+    /// Unpack newer container engines than the distribution's, and print where they are
+    Engines,
     /// Run everything CI runs; ends with `N passed, N failed, N skipped`
     Test(test::Options),
     /// Measure Bulkhead beside its peers
@@ -140,6 +143,10 @@ fn perform(task: Task) -> Result<ExitCode> {
                     ])
                     .args(options),
             )?;
+        }
+        Task::Engines => {
+            setup::ensure(setup::Purpose::Everything, false)?;
+            println!("{}", engines::ensure()?.display());
         }
         Task::Test(options) => return test::run(&options),
         Task::Licences => licences::check()?.report()?,

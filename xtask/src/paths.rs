@@ -1,8 +1,10 @@
 //! Where things are.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
 
 /// Root of the source tree.
 pub fn root() -> &'static Path {
@@ -41,4 +43,20 @@ pub fn cache() -> Result<PathBuf> {
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("bulkhead")))
         .or_else(|| Some(set("HOME")?.join(".cache/bulkhead")))
         .context("There is no place for the cache: set BULKHEAD_CACHE or HOME")
+}
+
+/// Taken by whoever adds to a directory of the cache; a second one says under the name of `what` that it
+/// waits.
+pub fn lock(cache: &Path, what: &str) -> Result<File> {
+    let path = cache.join(".lock");
+    let file = File::create(&path).with_context(|| format!("Cannot create {}", path.display()))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        println!(
+            "{what}: waiting for another build that uses {}",
+            cache.display()
+        );
+        flock(&file, FlockOperation::LockExclusive)
+            .with_context(|| format!("Cannot lock {}", path.display()))?;
+    }
+    Ok(file)
 }

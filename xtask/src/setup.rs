@@ -56,6 +56,7 @@ const PACKAGES: &[(&str, Purpose)] = &[
     ("docker.io", Purpose::Everything),
     ("iproute2", Purpose::Everything),
     ("iptables", Purpose::Everything),
+    ("mmdebstrap", Purpose::Everything),
     ("netavark", Purpose::Everything),
     ("nftables", Purpose::Everything),
     ("podman", Purpose::Everything),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::command::{brief, cargo, lines, show, succeeds};
-use crate::{build, kernel, licences, paths, setup};
+use crate::{build, engines, kernel, licences, paths, setup};
 use tally::{Reader, Tally};
 
 /// A suite that takes longer hangs; seconds.
@@ -137,6 +137,11 @@ fn suites(options: &Options, tally: &mut Tally) -> Result<()> {
         if let Some(hypervisor) = &options.hypervisor {
             tests.env("BULKHEAD_TEST_HYPERVISOR", hypervisor);
         }
+        match engines::ensure() {
+            Ok(root) => tests.env("BULKHEAD_NEWER_ENGINES", root),
+            // The tests that want them are skipped, and say so.
+            Err(error) => tests.env("BULKHEAD_NO_NEWER_ENGINES", format!("{error:#}")),
+        };
         suite(tally, &mut tests, filter)?;
     }
     Ok(())

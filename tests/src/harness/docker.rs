@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::driver::Driver;
+use super::engines::Engines;
 use super::ground::{self, Ground};
 use super::inventory;
 use super::invocation::{Invocation, Output};
@@ -41,16 +42,21 @@ impl Daemons {
     /// What has to be installed.
     pub const PROGRAMS: [&'static str; 4] = ["containerd", "dockerd", "docker", "runc"];
 
-    /// The daemons all tests share that run at this moment; the last one ends them.
+    /// The daemons of these engines that all tests share that run at this moment; the last one ends them.
     ///
     /// # Panics
     /// When they cannot be started.
     #[must_use]
-    pub fn shared() -> Arc<Self> {
-        static SHARED: Mutex<Weak<Daemons>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn shared(engines: &Engines) -> Arc<Self> {
+        static INSTALLED: Mutex<Weak<Daemons>> = Mutex::new(Weak::new());
+        static NEWER: Mutex<Weak<Daemons>> = Mutex::new(Weak::new());
+        let shared = match engines {
+            Engines::Installed => &INSTALLED,
+            Engines::Newer(_) => &NEWER,
+        };
+        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
-            let daemons = Arc::new(Self::start(&[]));
+            let daemons = Arc::new(Self::start(engines, &[]));
             *shared = Arc::downgrade(&daemons);
             daemons
         })
@@ -61,9 +67,9 @@ impl Daemons {
     /// # Panics
     /// When they cannot be started.
     #[must_use]
-    pub fn start(options: &[&str]) -> Self {
+    pub fn start(engines: &Engines, options: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("bh-").tempdir().unwrap();
-        let ground = Ground::new(dir.path());
+        let ground = Ground::new(dir.path(), engines);
         let mut daemons = Self {
             containerd: None,
             dockerd: Mutex::new(None),

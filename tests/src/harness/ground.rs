@@ -3,18 +3,50 @@
 //! What an engine mounts, and the bridges and rules it makes, are gone when the last process in there has
 //! ended; the machine's own network is never touched.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::driver::{Driver, in_path};
+use super::driver::Driver;
+use super::engines::Engines;
 use super::invocation::Invocation;
 use super::product::product;
 use super::running::Running;
 
 /// Where Debian has what engines call.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What every ground has; `$1` is the directory of the engine.
+const SET_UP: &str = r#"set -e; dir=$1 root=$2; shift 2
+ip link set lo up
+sysctl -qw net.ipv4.ip_forward=1
+[ ! -d /sys/fs/cgroup/unified ] || umount /sys/fs/cgroup/unified
+"#;
+
+/// Makes the root file system `$root` the root, writable in memory only. The rest of the arguments are
+/// directories that stay where they are.
+const CHANGE_ROOT: &str = r#"if [ -n "$root" ]; then
+  mount -t tmpfs layers /mnt
+  mkdir /mnt/upper /mnt/work /mnt/root
+  mount -t overlay -o "lowerdir=$root,upperdir=/mnt/upper,workdir=/mnt/work" overlay /mnt/root
+  for place in /dev /proc /sys "$@"; do
+    mkdir -p "/mnt/root$place"
+    mount --rbind "$place" "/mnt/root$place"
+  done
+  cd /mnt/root; mkdir -p mnt
+  pivot_root . mnt
+  umount -l /mnt
+fi
+"#;
+
+/// Says so, and ends when the test does.
+const WAIT: &str = r#"mount -t tmpfs -o mode=755 run /run
+mkdir -m 700 /run/lock
+echo ready
+set +e
+read line
+kill $(cat "$dir"*.pid 2>/dev/null) 2>/dev/null
+"#;
 
 /// Namespaces that live as long as this.
 #[derive(Debug)]
@@ -25,22 +57,31 @@ pub struct Ground {
 
 impl Ground {
     /// New namespaces, with `lo` up, for an engine that has its files in `dir`. When the test process
-    /// ends in whatever way, the daemons with a `*.pid` there are ended too. crun, which refuses a host that has cgroup v1 and v2 side by side,
-    /// does not see v2 in there.
+    /// ends in whatever way, the daemons with a `*.pid` there are ended too. crun, which refuses a host
+    /// that has cgroup v1 and v2 side by side, does not see v2 in there.
+    ///
+    /// Newer engines have their own root file system there, of which nothing is changed, with `dir`,
+    /// `/tmp` and the product at their places.
     ///
     /// # Panics
     /// When they cannot be made.
     #[must_use]
-    pub fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path, engines: &Engines) -> Self {
         let home = dir.join("home");
         fs::create_dir(&home).unwrap();
-        let script = "ip link set lo up && sysctl -qw net.ipv4.ip_forward=1 && \
-            { [ ! -d /sys/fs/cgroup/unified ] || umount /sys/fs/cgroup/unified; } && \
-            mount -t tmpfs -o mode=755 run /run && mkdir -m 700 /run/lock && \
-            echo ready && read line; kill $(cat \"$1\"*.pid 2>/dev/null) 2>/dev/null";
-        let unshare = Invocation::new("unshare")
+        let script = format!("{SET_UP}{CHANGE_ROOT}{WAIT}");
+        let mut unshare = Invocation::new("unshare")
             .args(["--net", "--mount", "--propagation", "private", "sh", "-c"])
-            .args([script, "sh", &dir.join("").display().to_string()]);
+            .args([&script, "sh"])
+            .arg(dir.join(""))
+            .arg(match engines {
+                Engines::Installed => Path::new(""),
+                Engines::Newer(root) => root,
+            });
+        if *engines != Engines::Installed {
+            let bin = product().bin.parent().unwrap();
+            unshare = unshare.args([dir, Path::new("/tmp"), bin, &product().lib]);
+        }
         let mut holder = unshare.env("PATH", PATH).stdin_pipe().spawn();
         holder.line_is("ready");
         Self { holder, home }
@@ -103,18 +144,4 @@ pub fn runtime(driver: &Driver, dir: &Path, root: Option<&Path>) -> PathBuf {
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
-}
-
-/// Whether all of these programs are installed; the first that is not as a reason to skip.
-///
-/// # Errors
-/// The reason.
-pub fn installed<P: AsRef<OsStr>>(programs: impl IntoIterator<Item = P>) -> Result<(), String> {
-    for program in programs {
-        let name = program.as_ref().to_string_lossy();
-        if in_path(&name).is_none() {
-            return Err(format!("{name} is not installed: cargo xtask setup"));
-        }
-    }
-    Ok(())
 }

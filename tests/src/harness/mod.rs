@@ -6,6 +6,7 @@ pub mod container;
 pub mod created;
 pub mod docker;
 pub mod driver;
+pub mod engines;
 pub mod ground;
 pub mod image;
 pub mod inventory;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::engines::Engines;
 use super::ground::{self, Ground};
 use super::inventory;
 use super::invocation::{Invocation, Output};
@@ -32,18 +33,18 @@ impl<'t> Podman<'t> {
     /// What has to be installed.
     pub const PROGRAMS: [&'static str; 2] = ["podman", "conmon"];
 
-    /// A Podman with one image.
+    /// One of these engines, with one image.
     ///
     /// # Panics
     /// When it cannot be had.
     #[must_use]
-    pub fn new(test: &'t Test) -> Self {
+    pub fn new(test: &'t Test, engines: &Engines) -> Self {
         let dir = test.dir().join("p");
         fs::create_dir(&dir).unwrap();
         let runtime = ground::runtime(&test.driver, &dir, Some(&test.root()));
         let podman = Self {
             test,
-            ground: Ground::new(&dir),
+            ground: Ground::new(&dir, engines),
             runtime,
             dir,
             group: format!("bulkhead-podman-{}", test.new_id()),
@@ -104,6 +105,8 @@ impl<'t> Podman<'t> {
         self.ground
             .command("podman")
             .env("CONTAINERS_CONF", place("containers.conf"))
+            // Podman 5 says on standard error that they are deprecated.
+            .env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1")
             .env("CONTAINERS_STORAGE_CONF", place("storage.conf"))
             .arg("--root")
             .arg(place("root"))

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use bulkhead_tests::harness::docker::Daemons;
-use bulkhead_tests::harness::ground;
 use bulkhead_tests::harness::suite::skip;
-use bulkhead_tests::{Docker, Test, tests_on};
+use bulkhead_tests::{Docker, Engines, Test, tests_on};
 
 use crate::with_daemons;
 
@@ -21,10 +20,11 @@ tests_on!(
 );
 
 fn live_restore_keeps_containers_across_a_restart(test: &Test) {
-    if let Err(reason) = ground::installed(Daemons::PROGRAMS) {
-        return skip(&test.name, &reason);
-    }
-    let daemons = Arc::new(Daemons::start(&["--live-restore"]));
+    let engines = match Engines::chosen(&Daemons::PROGRAMS) {
+        Ok(engines) => engines,
+        Err(reason) => return skip(&test.name, &reason),
+    };
+    let daemons = Arc::new(Daemons::start(&engines, &["--live-restore"]));
     with_daemons(test, daemons, |docker: &Docker| {
         let script = "trap 'exit 7' TERM; echo ready; while :; do [ ! -e /go ] || echo went; sleep 0.1; done";
         let name = docker.detached(&[], script);

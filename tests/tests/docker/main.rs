@@ -12,18 +12,18 @@ mod run;
 use std::sync::Arc;
 
 use bulkhead_tests::harness::docker::Daemons;
-use bulkhead_tests::harness::ground;
 use bulkhead_tests::harness::suite::skip;
-use bulkhead_tests::{Docker, Test};
+use bulkhead_tests::{Docker, Engines, Test};
 
 /// Makes tests of functions `fn(&Docker)`: `both` run on User-Mode Linux, QEMU and the peer, `uml` on all
-/// but QEMU. `not_yet` names what the peer does and ours does not, each with the reason; there they count
-/// as skipped.
+/// but QEMU, `newer` once more with newer engines. `not_yet` names what the peer does and ours does not,
+/// each with the reason; there they count as skipped.
 #[macro_export]
 macro_rules! docker_suite {
     (
         both: $($both:ident),* $(,)?;
         uml: $($uml:ident),* $(,)?;
+        $(newer: $($newer:ident),* $(,)?;)?
         $(not_yet: $($missing:ident = $reason:literal),* $(,)?;)?
     ) => {
         mod uml {
@@ -36,6 +36,14 @@ macro_rules! docker_suite {
         mod peer {
             $crate::docker_suite!(@run peer [$($both)* $($uml)* $($($missing)*)?]);
         }
+        $(mod newer {
+            mod uml {
+                $crate::docker_suite!(@newer uml [$($newer)*]);
+            }
+            mod peer {
+                $crate::docker_suite!(@newer peer [$($newer)*]);
+            }
+        })?
     };
     (@run $driver:ident [$($test:ident)*]) => {
         $(
@@ -46,6 +54,22 @@ macro_rules! docker_suite {
                     stringify!($driver),
                     name,
                     |test| $crate::with_docker(test, super::$test),
+                );
+            }
+        )*
+    };
+    (@newer $driver:ident [$($test:ident)*]) => {
+        $(
+            #[test]
+            fn $test() {
+                let name = concat!("docker::newer::", stringify!($driver), "::", stringify!($test));
+                bulkhead_tests::harness::suite::run_beside(
+                    stringify!($driver),
+                    name,
+                    |test| {
+                        let engines = bulkhead_tests::Engines::newer();
+                        $crate::with_engines(test, engines, super::super::$test);
+                    },
                 );
             }
         )*
@@ -63,10 +87,15 @@ macro_rules! docker_suite {
 
 /// Runs a test with the shared daemons.
 fn with_docker(test: &Test, run: impl FnOnce(&Docker<'_>)) {
-    if let Err(reason) = ground::installed(Daemons::PROGRAMS) {
-        return skip(&test.name, &reason);
+    with_engines(test, Engines::chosen(&Daemons::PROGRAMS), run);
+}
+
+/// The same with the shared daemons of these engines.
+fn with_engines(test: &Test, engines: Result<Engines, String>, run: impl FnOnce(&Docker<'_>)) {
+    match engines {
+        Ok(engines) => with_daemons(test, Daemons::shared(&engines), run),
+        Err(reason) => skip(&test.name, &reason),
     }
-    with_daemons(test, Daemons::shared(), run);
 }
 
 /// Runs a test with these daemons; none of its containers may be left.

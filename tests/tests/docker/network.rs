@@ -11,6 +11,9 @@ docker_suite! {
         bridge_gives_an_address_and_a_route,
         containers_reach_each_other_by_address,
         containers_reach_each_other_by_name;
+    newer:
+        published_port_is_reached,
+        containers_reach_each_other_by_name;
 }
 
 /// Answers every connection.

@@ -34,6 +34,19 @@ docker_suite! {
         top_shows_processes,
         files_are_copied_both_ways,
         health_check_makes_it_healthy;
+    newer:
+        output_and_exit_code_returned,
+        detached_container_is_logged_stopped_and_removed,
+        missing_command_gives_127,
+        terminal_is_the_callers,
+        pause_freezes_and_unpause_thaws,
+        exec_has_output_and_exit_code,
+        restart_policy_starts_it_again,
+        volume_is_shared,
+        stats_are_those_of_the_container,
+        files_are_copied_both_ways,
+        health_check_makes_it_healthy,
+        privileged_may_mount;
     not_yet:
         memory_limit_that_killed_is_told = "the guest's kernel kills, and containerd watches the host's control group";
 }

@@ -17,6 +17,10 @@ podman_suite! {
         commit_makes_an_image,
         diff_has_the_changes,
         export_has_the_files;
+    newer:
+        build_runs_its_steps,
+        stats_are_those_of_the_container,
+        files_are_copied_both_ways;
 }
 
 fn top_shows_processes(podman: &Podman) {

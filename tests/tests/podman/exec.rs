@@ -17,6 +17,10 @@ podman_suite! {
         command_sees_the_containers_processes,
         detached_command_goes_on,
         container_that_is_stopped_refuses;
+    newer:
+        output_and_exit_code_returned,
+        terminal_is_the_callers,
+        command_sees_the_containers_processes;
 }
 
 fn output_and_exit_code_returned(podman: &Podman) {

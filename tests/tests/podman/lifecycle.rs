@@ -22,6 +22,11 @@ podman_suite! {
         inspect_tells_of_process_and_end,
         events_are_recorded,
         health_check_runs_in_the_container;
+    newer:
+        detached_container_is_logged_waited_for_and_removed,
+        stop_sends_term_and_waits,
+        pause_freezes_and_unpause_thaws,
+        remove_by_force_ends_it;
 }
 
 /// Answers a signal with an exit code.

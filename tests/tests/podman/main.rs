@@ -11,18 +11,18 @@ mod options;
 mod pods;
 mod run;
 
-use bulkhead_tests::harness::ground;
 use bulkhead_tests::harness::suite::skip;
-use bulkhead_tests::{Podman, Test};
+use bulkhead_tests::{Engines, Podman, Test};
 
 /// Makes tests of functions `fn(&Podman)`: `both` run on User-Mode Linux, QEMU and the peer, `uml` on all
-/// but QEMU. `not_yet` names what the peer does and ours does not, each with the reason; there they count
-/// as skipped.
+/// but QEMU, `newer` once more with newer engines. `not_yet` names what the peer does and ours does not,
+/// each with the reason; there they count as skipped.
 #[macro_export]
 macro_rules! podman_suite {
     (
         both: $($both:ident),* $(,)?;
         uml: $($uml:ident),* $(,)?;
+        $(newer: $($newer:ident),* $(,)?;)?
         $(not_yet: $($missing:ident = $reason:literal),* $(,)?;)?
     ) => {
         mod uml {
@@ -35,6 +35,14 @@ macro_rules! podman_suite {
         mod peer {
             $crate::podman_suite!(@run peer [$($both)* $($uml)* $($($missing)*)?]);
         }
+        $(mod newer {
+            mod uml {
+                $crate::podman_suite!(@newer uml [$($newer)*]);
+            }
+            mod peer {
+                $crate::podman_suite!(@newer peer [$($newer)*]);
+            }
+        })?
     };
     (@run $driver:ident [$($test:ident)*]) => {
         $(
@@ -45,6 +53,22 @@ macro_rules! podman_suite {
                     stringify!($driver),
                     name,
                     |test| $crate::with_podman(test, super::$test),
+                );
+            }
+        )*
+    };
+    (@newer $driver:ident [$($test:ident)*]) => {
+        $(
+            #[test]
+            fn $test() {
+                let name = concat!("podman::newer::", stringify!($driver), "::", stringify!($test));
+                bulkhead_tests::harness::suite::run_beside(
+                    stringify!($driver),
+                    name,
+                    |test| {
+                        let engines = bulkhead_tests::Engines::newer();
+                        $crate::with_engines(test, engines, super::super::$test);
+                    },
                 );
             }
         )*
@@ -62,10 +86,16 @@ macro_rules! podman_suite {
 
 /// Runs a test with a Podman of its own, of which nothing may be left.
 fn with_podman(test: &Test, run: impl FnOnce(&Podman<'_>)) {
-    if let Err(reason) = ground::installed(Podman::PROGRAMS) {
-        return skip(&test.name, &reason);
-    }
-    let podman = Podman::new(test);
+    with_engines(test, Engines::chosen(&Podman::PROGRAMS), run);
+}
+
+/// The same with these engines.
+fn with_engines(test: &Test, engines: Result<Engines, String>, run: impl FnOnce(&Podman<'_>)) {
+    let engines = match engines {
+        Ok(engines) => engines,
+        Err(reason) => return skip(&test.name, &reason),
+    };
+    let podman = Podman::new(test, &engines);
     run(&podman);
     podman.finish();
 }

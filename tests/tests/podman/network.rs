@@ -13,6 +13,10 @@ podman_suite! {
         containers_reach_each_other_by_name,
         address_and_mac_are_the_asked_for,
         container_networks_are_joined;
+    newer:
+        published_port_is_reached,
+        two_networks_give_two_interfaces,
+        containers_reach_each_other_by_name;
 }
 
 /// Answers every connection.

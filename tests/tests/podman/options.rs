@@ -35,6 +35,13 @@ podman_suite! {
         block_device_for_reading_is_not_written,
         entrypoint_is_replaced,
         labels_and_annotations_are_taken;
+    newer:
+        hostname_and_hosts_are_set,
+        dns_is_set,
+        mount_takes_binds_and_tmpfs,
+        memory_limit_holds,
+        security_options_are_taken,
+        privileged_has_all_capabilities;
 }
 
 fn volume_is_shared(podman: &Podman) {

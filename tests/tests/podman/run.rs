@@ -20,6 +20,11 @@ podman_suite! {
         name_in_use_is_refused,
         signal_to_podman_is_forwarded,
         kernel_is_the_guests;
+    newer:
+        output_and_exit_code_returned,
+        streams_are_separate_and_exact,
+        missing_command_gives_127,
+        init_reaps_and_forwards;
 }
 
 fn output_and_exit_code_returned(podman: &Podman) {
