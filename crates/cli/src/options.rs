@@ -36,7 +36,7 @@ pub struct Cli {
     /// Log more.
     #[arg(long, global = true)]
     pub debug: bool,
-    /// Refused: this version makes its control groups itself.
+    /// Have systemd make the container's control group: linux.cgroupsPath is slice:prefix:name.
     #[arg(long, global = true)]
     systemd_cgroup: bool,
     /// As in runc, but for true, which is refused: Bulkhead needs root.
@@ -123,14 +123,6 @@ enum Command {
 impl Cli {
     /// Why these global options cannot be followed.
     fn refused(&self) -> Option<&'static str> {
-        let makes_one = matches!(&self.command, Command::Run(_) | Command::Create(_));
-        if self.systemd_cgroup && makes_one {
-            return Some(
-                "--systemd-cgroup is refused: systemd is not asked for control groups in this version; use \
-                 the cgroupfs manager (podman --cgroup-manager cgroupfs; docker: \
-                 native.cgroupdriver=cgroupfs; containerd: SystemdCgroup = false)",
-            );
-        }
         (self.rootless == Rootless::True).then_some(
             "--rootless true is refused: namespaces, mounts and other users are set up for the jails, which \
              needs root; use auto or false",
@@ -143,6 +135,8 @@ impl Cli {
 pub struct Globals {
     /// `--root`.
     pub root: PathBuf,
+    /// `--systemd-cgroup`.
+    pub systemd_cgroup: bool,
     /// When the command began (`CLOCK_MONOTONIC`, nanoseconds).
     pub began_ns: u64,
 }
@@ -180,6 +174,7 @@ pub fn run(began_ns: u64) -> ExitCode {
     let refused = cli.refused();
     let globals = Globals {
         root: absolute(cli.root),
+        systemd_cgroup: cli.systemd_cgroup,
         began_ns,
     };
     let default_code = match &cli.command {

@@ -46,6 +46,9 @@ pub struct Request {
     /// PID of the stand-in for the container's init process, if an engine asked for one.
     #[serde(default)]
     pub standin: Option<u32>,
+    /// `--systemd-cgroup`: the container's control group on the host is a scope of systemd's.
+    #[serde(default)]
+    pub systemd_cgroup: bool,
     /// The network namespace an engine has made for the container; `None` for the one its
     /// configuration names, if it does.
     #[serde(default)]

@@ -166,7 +166,7 @@ fn read(path: &str) -> String {
 fn make(path: &str) -> (bulkhead_sandbox::cgroup::Group, Record) {
     let place = Place::find(Path::new(path)).unwrap();
     let record = place.record();
-    (place.make(record.clone()).unwrap(), record)
+    (place.make(record.clone(), 0, &[]).unwrap(), record)
 }
 
 fn group_has_its_limits_and_processes_and_is_gone_after_them() {

@@ -18,5 +18,6 @@ pub mod rootfs;
 pub mod run;
 pub mod running;
 pub mod suite;
+pub mod systemd;
 pub mod test;
 pub mod wait;

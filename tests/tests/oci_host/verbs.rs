@@ -230,7 +230,7 @@ pub fn features_are_those_of_the_product(test: &Test) {
     assert_eq!(features["ociVersionMax"], "1.2.0");
     assert_eq!(features["hooks"].as_array().map(Vec::len), Some(6));
     assert_eq!(features["linux"]["cgroup"]["v1"], true);
-    assert_eq!(features["linux"]["cgroup"]["systemd"], false);
+    assert_eq!(features["linux"]["cgroup"]["systemd"], true);
     let namespaces = features["linux"]["namespaces"].as_array().unwrap();
     assert!(!namespaces.contains(&json!("user")));
 }
@@ -269,7 +269,7 @@ pub fn global_options_of_runc_are_understood(test: &Test) {
     let systemd = test.verb(["--systemd-cgroup", "create", "-b", dir, &bundle.id]);
     let systemd = systemd.output();
     systemd.expect_code(1);
-    systemd.expect_error(&["--systemd-cgroup", "cgroupfs"]);
+    systemd.expect_error(&["linux.cgroupsPath", "slice:prefix:name"]);
     let rootless = test.verb(["--rootless", "true", "list"]).output();
     rootless.expect_code(1);
     rootless.expect_error(&["--rootless", "root"]);

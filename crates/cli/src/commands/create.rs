@@ -198,6 +198,7 @@ fn make(
         lifeline_fd: None,
         attach_fd: None,
         standin: Some(standin.pid()),
+        systemd_cgroup: globals.systemd_cgroup,
         netns: Some(PathBuf::from(format!("/proc/{}/ns/net", standin.pid()))),
     };
     let mut spawned = match machine {

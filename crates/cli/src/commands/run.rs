@@ -104,6 +104,7 @@ fn attached(
         lifeline_fd: None,
         attach_fd: None,
         standin: None,
+        systemd_cgroup: globals.systemd_cgroup,
         netns: None,
     };
     let (lifeline, held) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)

@@ -3,16 +3,42 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::systemd::BusError;
+
 /// What went wrong with a control group of the host.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// `linux.cgroupsPath` in systemd's form.
+    /// `linux.cgroupsPath` in systemd's form without the option.
     #[error(
-        "linux.cgroupsPath {0:?} is systemd's form (slice:prefix:name), and this version makes its control groups \
-         itself: use the cgroupfs manager (podman --cgroup-manager cgroupfs; docker: \
+        "linux.cgroupsPath {0:?} is systemd's form (slice:prefix:name): give --systemd-cgroup, or the path of \
+         a control group as in /parent/name (podman --cgroup-manager cgroupfs; docker: \
          native.cgroupdriver=cgroupfs; containerd: SystemdCgroup = false)"
     )]
-    Systemd(String),
+    SystemdForm(String),
+    /// `linux.cgroupsPath` in another form than systemd's with the option.
+    #[error(
+        "linux.cgroupsPath {0:?} is not of the form slice:prefix:name that --systemd-cgroup asks for, as in \
+         system.slice:bulkhead:name: write it so, or leave the option out"
+    )]
+    NotSystemd(String),
+    /// `--systemd-cgroup` where there is no systemd.
+    #[error(
+        "--systemd-cgroup is given, but systemd does not run on this host (/run/systemd/system is missing): use \
+         the cgroupfs manager (podman --cgroup-manager cgroupfs; docker: native.cgroupdriver=cgroupfs; \
+         containerd: SystemdCgroup = false)"
+    )]
+    NoSystemd,
+    /// systemd could not be asked, or refused.
+    #[error("Failed to {what} the scope {unit} through systemd")]
+    Systemd {
+        /// What was to be done.
+        what: &'static str,
+        /// The scope.
+        unit: String,
+        /// The reason.
+        #[source]
+        source: BusError,
+    },
     /// `linux.cgroupsPath` leads elsewhere than to a group below the hierarchy's root.
     #[error(
         "linux.cgroupsPath {0:?} is not the path of a control group: write it as in /parent/name, without `..`"

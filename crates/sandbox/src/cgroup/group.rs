@@ -8,6 +8,7 @@ use super::error::CgroupError;
 use super::hierarchy::{Hierarchies, Hierarchy, Version};
 use super::limit::Limit;
 use super::record::{self, Record};
+use super::systemd::Scope;
 
 /// Controllers of version 2 that are handed down to the group: those engines read and limits need.
 const HANDED_DOWN: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
@@ -19,12 +20,14 @@ const HAND_OVER_ROUNDS: usize = 8;
 #[derive(Debug, Clone)]
 pub struct Place {
     members: Vec<Member>,
+    scope: Option<Scope>,
 }
 
 /// A group that was made.
 #[derive(Debug)]
 pub struct Group {
     members: Vec<Member>,
+    scope: Option<Scope>,
     record: Record,
 }
 
@@ -44,12 +47,26 @@ impl Place {
         Self::within(Hierarchies::discover()?, path)
     }
 
+    /// The same for `--systemd-cgroup`: the directories are those of a scope.
+    ///
+    /// # Errors
+    /// See [`Scope::find`] and [`Hierarchies::groups`].
+    pub fn of_scope(path: &Path, id: &str) -> Result<Self, CgroupError> {
+        let scope = Scope::find(path, id)?;
+        let place = Self::find(&scope.group())?;
+        Ok(Self {
+            scope: Some(scope),
+            ..place
+        })
+    }
+
     fn within(hierarchies: Hierarchies, path: &Path) -> Result<Self, CgroupError> {
         let dirs = hierarchies.groups(path)?;
         let members = hierarchies.0.into_iter().zip(dirs);
         let members = members.map(|(hierarchy, dir)| Member { hierarchy, dir });
         Ok(Self {
             members: members.collect(),
+            scope: None,
         })
     }
 
@@ -58,14 +75,23 @@ impl Place {
     pub fn record(&self) -> Record {
         let dirs = self.members.iter();
         let dirs = dirs.map(|member| (member.hierarchy.mount.clone(), member.dir.clone()));
-        Record::of(&dirs.collect::<Vec<_>>())
+        let record = Record::of(&dirs.collect::<Vec<_>>());
+        match &self.scope {
+            Some(scope) => record.with_scope(scope),
+            None => record,
+        }
     }
 
-    /// Makes the group. `record` is what was noted of it.
+    /// Makes the group. `record` is what was noted of it. systemd makes no scope without a process, and
+    /// wants to know of its limits: `pid` is in the group then, but they are still to be [set](Group::set).
+    /// Blocks while systemd does so, some milliseconds.
     ///
     /// # Errors
-    /// When a directory cannot be made; those made until then are removed.
-    pub fn make(self, record: Record) -> Result<Group, CgroupError> {
+    /// When a directory cannot be made; those made until then are removed. When systemd refuses.
+    pub fn make(self, record: Record, pid: u32, limits: &[Limit]) -> Result<Group, CgroupError> {
+        if let Some(scope) = &self.scope {
+            scope.start(pid, limits, version(&self.members))?;
+        }
         for member in &self.members {
             if let Err(source) = member.make() {
                 record.remove();
@@ -77,6 +103,7 @@ impl Place {
         }
         Ok(Group {
             members: self.members,
+            scope: self.scope,
             record,
         })
     }
@@ -108,6 +135,18 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// Changes limits, also in what systemd knows of them. All or none, as [`Self::set`].
+    ///
+    /// # Errors
+    /// See [`Self::set`] and [`Scope::set`].
+    pub fn change(&self, limits: &[Limit]) -> Result<(), CgroupError> {
+        self.set(limits)?;
+        match &self.scope {
+            Some(scope) => scope.set(limits, version(&self.members)),
+            None => Ok(()),
+        }
     }
 
     fn member_for(&self, limit: &Limit) -> Result<&Member, CgroupError> {
@@ -242,6 +281,14 @@ impl Member {
             }),
         }
     }
+}
+
+/// The kind of the hierarchy that limits are set in.
+fn version(members: &[Member]) -> Version {
+    let mut hierarchies = members.iter().map(|member| &member.hierarchy);
+    hierarchies
+        .find(|hierarchy| hierarchy.has("memory"))
+        .map_or(Version::V2, |hierarchy| hierarchy.version)
 }
 
 fn move_to(group: &Path, pid: u32) -> io::Result<()> {

@@ -124,12 +124,12 @@ impl Hierarchies {
     /// The directories of the group that `linux.cgroupsPath` names, one a hierarchy.
     ///
     /// # Errors
-    /// [`CgroupError::Systemd`] and [`CgroupError::Path`] for a path that is none, and
+    /// [`CgroupError::SystemdForm`] and [`CgroupError::Path`] for a path that is none, and
     /// [`CgroupError::None`] without hierarchies.
     pub fn groups(&self, path: &Path) -> Result<Vec<PathBuf>, CgroupError> {
         let text = path.to_string_lossy();
         if text.matches(':').count() == 2 && !text.contains('/') {
-            return Err(CgroupError::Systemd(text.into_owned()));
+            return Err(CgroupError::SystemdForm(text.into_owned()));
         }
         let names_one = path
             .components()
@@ -286,7 +286,7 @@ mod tests {
         let groups = |path: &str| found.groups(Path::new(path));
         assert!(matches!(
             groups("system.slice:docker:abc"),
-            Err(CgroupError::Systemd(_))
+            Err(CgroupError::SystemdForm(_))
         ));
         for path in ["/", "", "../up", "/a/../../b", "/a\0b"] {
             assert!(matches!(groups(path), Err(CgroupError::Path(_))), "{path}");

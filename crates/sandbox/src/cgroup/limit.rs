@@ -153,7 +153,7 @@ pub fn of(resources: &LinuxResources, bounds: Bounds) -> Vec<Limit> {
 }
 
 /// Shares from 2 to 262144 to weights from 1 to 10000, as all runtimes do it.
-fn weight(shares: u64) -> u64 {
+pub(super) fn weight(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     shares.saturating_sub(2).saturating_mul(9_999) / 262_142 + 1
 }

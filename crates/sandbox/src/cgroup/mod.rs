@@ -6,15 +6,18 @@
 //! machine plus what its processes need beyond it ([`limit::Bounds`]).
 //!
 //! Version 1 and version 2 are both spoken, also at once: each controller is used where the host has
-//! it. Without `linux.cgroupsPath` no group is made.
+//! it. With `--systemd-cgroup` systemd is asked for the group. Without `linux.cgroupsPath` none is made
+//! otherwise.
 
 mod error;
 mod group;
 mod hierarchy;
 pub mod limit;
 mod record;
+mod systemd;
 
 pub use error::CgroupError;
 pub use group::{Group, Place};
 pub use hierarchy::{Hierarchies, Hierarchy, Version};
 pub use record::{Dir, Record};
+pub use systemd::{BusError, Scope};

@@ -8,6 +8,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::XattrFlags;
 use serde::{Deserialize, Serialize};
 
+use super::systemd::Scope;
+
 /// Marks a directory as made by us, so that the last container in it knows that it may go: the journal
 /// of the container that made it may be gone by then.
 const MARK: &str = "trusted.bulkhead.made";
@@ -27,6 +29,9 @@ pub struct Record {
     /// For each hierarchy the group's directory and those above it, down to but not including the
     /// root of the hierarchy, innermost first.
     pub hierarchies: Vec<Vec<Dir>>,
+    /// The scope, where systemd made it.
+    #[serde(default)]
+    pub scope: Option<Scope>,
 }
 
 impl Record {
@@ -47,7 +52,17 @@ impl Record {
                 .iter()
                 .map(|(mount, dir)| chain(mount, dir))
                 .collect(),
+            scope: None,
         }
+    }
+
+    /// As a record of a group that systemd makes: the slices above it are systemd's.
+    pub(super) fn with_scope(mut self, scope: &Scope) -> Self {
+        self.hierarchies
+            .iter_mut()
+            .for_each(|dirs| dirs.truncate(1));
+        self.scope = Some(scope.clone());
+        self
     }
 
     /// Removes what was made: the group, groups somebody made in it, and those above it that are
@@ -55,6 +70,9 @@ impl Record {
     ///
     /// Processes in the group are not looked for: they keep it.
     pub fn remove(&self) {
+        if let Some(Err(error)) = self.scope.as_ref().map(Scope::stop) {
+            tracing::warn!("{}", crate::error::chain(&error));
+        }
         for dirs in &self.hierarchies {
             for (depth, dir) in dirs.iter().enumerate() {
                 if !(dir.made || is_marked(&dir.path)) {

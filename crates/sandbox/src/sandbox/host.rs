@@ -1,6 +1,8 @@
 //! What the host does for a container beside its machine: the control group engines look at, and the
 //! hooks.
 
+use std::path::Path;
+
 use oci_spec::runtime::LinuxResources;
 
 use super::*;
@@ -39,19 +41,29 @@ impl Sandbox {
     fn make_group(&self, plan: &Plan) -> Result<(), SandboxError> {
         let linux = plan.bundle.spec.linux().as_ref();
         let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
-        let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else {
-            return Ok(());
-        };
+        let path = path.filter(|path| !path.as_os_str().is_empty());
         let began = now_ns();
-        let place = Place::find(path)?;
+        let place = match path {
+            // As with runc, it has a scope also where the configuration names none.
+            path if self.request.systemd_cgroup => {
+                let path = path.map_or(Path::new(""), |path| path);
+                Place::of_scope(path, self.request.id.as_str())?
+            }
+            Some(path) => Place::find(path)?,
+            None => return Ok(()),
+        };
         let record = place.record();
         // The journal knows of it before it is there.
         self.update(|state| state.cgroup = Some(record.clone()))?;
-        let group = place.make(record)?;
         let limits = linux
             .and_then(|linux| linux.resources().as_ref())
             .map(|resources| limit::of(resources, bounds(plan)))
             .unwrap_or_default();
+        let first = self.request.standin.unwrap_or_else(std::process::id);
+        let group = place.make(record, first, &limits).inspect_err(|_| {
+            // A scope of that name may be somebody else's.
+            self.update_or_log(|state| state.cgroup = None);
+        })?;
         let made = group.set(&limits).and_then(|()| {
             let standin = self.request.standin.map(|pid| group.add(pid));
             standin.unwrap_or(Ok(()))
@@ -123,7 +135,7 @@ impl Sandbox {
         // Once we are in the container's group ourselves, hooks have to be led out of it.
         let group = lock(&self.group);
         let groups = match group.as_ref() {
-            Some(group) if status != Status::Creating => {
+            Some(group) if group.has(std::process::id()) => {
                 group.way_out().map_err(SandboxError::Namespaces)?
             }
             _ => Vec::new(),
@@ -203,7 +215,7 @@ impl Sandbox {
     ) -> Result<(), SandboxError> {
         let group: MutexGuard<'_, Option<Group>> = lock(&self.group);
         match group.as_ref() {
-            Some(group) => Ok(group.set(&limit::of(resources, bounds(plan)))?),
+            Some(group) => Ok(group.change(&limit::of(resources, bounds(plan)))?),
             None => Ok(()),
         }
     }
