@@ -23,6 +23,9 @@ podman_suite! {
         pod_with_ports_is_reached,
         manifest_is_played_and_taken_down,
         manifest_is_generated;
+    newer:
+        containers_of_a_pod_share_network_and_name,
+        manifest_is_played_and_taken_down;
 }
 
 /// A pod without a network of its own.
