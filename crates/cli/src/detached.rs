@@ -92,6 +92,8 @@ pub struct StandIn {
     child: bulkhead_jail::Child,
     life: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
+    // Open until the process has been asked for.
+    handed_over: Option<OwnedFd>,
 }
 
 impl StandIn {
@@ -164,6 +166,7 @@ impl StandIn {
             child,
             life: Some(life),
             terminal,
+            handed_over: None,
         };
         standin.await_ready()
     }
@@ -221,7 +224,8 @@ impl StandIn {
             None => fds.extend(streams.into_iter().flatten()),
         }
         let message = Message::Attach(description);
-        Ok(client::hand_over(paths, &message, &fds)?)
+        self.handed_over = Some(client::hand_over(paths, &message, &fds)?);
+        Ok(())
     }
 
     /// Waits for its end, which comes at once if the sandbox is gone or never had it; returns the exit

@@ -104,7 +104,8 @@ fn packet_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, kind, flags, None)?)
 }
 
-/// Hands something over to the sandbox; see [`standin::hand_over`].
+/// Hands something over to the sandbox; see [`standin::hand_over`]. The connection is to be kept until the
+/// process has been asked for: with it ends the sandbox's interest in a stand-in.
 ///
 /// # Errors
 /// [`ClientError::Unreachable`] when nobody takes it, [`ClientError::Refused`] with the reason.
@@ -112,7 +113,7 @@ pub fn hand_over(
     paths: &Paths,
     message: &Message,
     fds: &[BorrowedFd<'_>],
-) -> Result<(), ClientError> {
+) -> Result<OwnedFd, ClientError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::Other => ClientError::Refused(source),
         _ => ClientError::Unreachable {
@@ -125,7 +126,8 @@ pub fn hand_over(
         let socket = packet_socket()?;
         let address = SocketAddrUnix::new(socket_path(&dir, "attach.sock"))?;
         rustix::net::connect(&socket, &address)?;
-        standin::hand_over(&socket, message, fds)
+        standin::hand_over(&socket, message, fds)?;
+        Ok(socket)
     };
     connect().map_err(failed)
 }
@@ -152,7 +154,7 @@ pub fn join(
     // Only that there is one counts.
     request.lifeline_fd = Some(-1);
     let message = Message::Join(Box::new(request));
-    hand_over(host, &message, &[lock.as_fd(), lifeline.as_fd()])
+    hand_over(host, &message, &[lock.as_fd(), lifeline.as_fd()]).map(drop)
 }
 
 /// Lets the child keep `fds`, under their numbers.

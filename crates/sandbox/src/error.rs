@@ -90,6 +90,17 @@ pub enum SandboxError {
          start_timeout_s in /etc/bulkhead/config.toml"
     )]
     Silent(u64),
+    /// The guest does not react.
+    #[error(
+        "The guest's agent did not {step} within {seconds} s: `bulkhead delete --force` ends the \
+         container with its machine"
+    )]
+    Unanswered {
+        /// What was asked for.
+        step: &'static str,
+        /// How long it had.
+        seconds: u64,
+    },
     /// The agent refused or failed; its message says what on what.
     #[error("{}", .0.message)]
     Agent(Status),
@@ -170,7 +181,7 @@ impl SandboxError {
             | Self::NoGroup
             | Self::TooMuchMemory { .. }
             | Self::Limits(_) => Code::INVALID_ARGUMENT,
-            Self::Silent(_) => Code::DEADLINE_EXCEEDED,
+            Self::Silent(_) | Self::Unanswered { .. } => Code::DEADLINE_EXCEEDED,
             Self::Vm(_)
             | Self::Dns(_)
             | Self::Share(_)

@@ -93,6 +93,8 @@ pub struct Sandbox {
     called_off: watch::Sender<bool>,
     // The lock of the container's directory.
     ownership: Mutex<Option<OwnedFd>>,
+    // Why the machine is ended before its container, where nobody asked for it.
+    ending: Mutex<Option<Failure>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -123,6 +125,7 @@ impl Sandbox {
             over: AtomicBool::new(false),
             called_off: watch::channel(false).0,
             ownership: Mutex::new(None),
+            ending: Mutex::new(None),
         }
     }
 
@@ -199,10 +202,12 @@ impl Sandbox {
         (same && init.exit.borrow().is_none()).then(|| init.pid())
     }
 
-    /// Waits until the start is not wanted any more.
-    pub async fn called_off(&self) {
+    /// Waits until the start is not wanted any more, and says why.
+    pub async fn called_off(&self) -> SandboxError {
         // We hold the sender, so this cannot fail.
         let _ = self.called_off.subscribe().wait_for(|off| *off).await;
+        let ending = lock(&self.ending).clone();
+        ending.map_or(SandboxError::CalledOff, SandboxError::Ended)
     }
 
     /// Publishes that there will be no machine.
@@ -326,12 +331,17 @@ impl Sandbox {
                     let wait = tokio::time::timeout(KILL_TIMEOUT, vm.failure()).await;
                     Err(wait.map_or_else(
                         |_| SandboxError::Connection { step, source: Box::new(source) },
-                        SandboxError::Ended,
+                        |failure| self.ended(failure),
                     ))
                 }
             },
-            failure = vm.failure() => Err(SandboxError::Ended(failure)),
+            failure = vm.failure() => Err(self.ended(failure)),
         }
+    }
+
+    /// The end of the machine: by itself, or because we ended it for another reason.
+    fn ended(&self, failure: Failure) -> SandboxError {
+        SandboxError::Ended(lock(&self.ending).clone().unwrap_or(failure))
     }
 
     fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, SandboxError> {

@@ -19,11 +19,12 @@ use crate::pod::Pod;
 use crate::request::Request;
 use crate::sandbox::Sandbox;
 use crate::standin::{self, Message};
+use crate::state::ProcessRef;
 use crate::stdio::StdioError;
 use crate::task::TaskService;
 use crate::timeline::{Actor, Timeline, now_ns};
 use crate::tracked::Counter;
-use crate::vm::{Layer, Vm};
+use crate::vm::{Layer, Vm, pidfd};
 use crate::watched;
 
 /// How long a client may take to read its last answer.
@@ -121,11 +122,14 @@ async fn run(
     if let Some(attach) = attach {
         accept_attachments(&pod, attach)?;
     }
+    if let Some(standin) = sandbox.request.standin {
+        watch_standin(&sandbox, standin)?;
+    }
     let booted = tokio::select! {
         biased;
         booted = boot(&sandbox) => booted,
         // What it was about to do is dropped, a hook that runs is killed.
-        () = sandbox.called_off() => Err(SandboxError::CalledOff),
+        reason = sandbox.called_off() => Err(reason),
     };
     if let Err(error) = booted {
         sandbox.boot_failed(error);
@@ -227,6 +231,21 @@ fn watch_lifeline(sandbox: &Arc<Sandbox>, lifeline: OwnedFd) -> Result<(), Serve
     Ok(())
 }
 
+/// Whatever the container is up to, without the process an engine takes for it nobody would learn of its
+/// end: it ends, too.
+fn watch_standin(sandbox: &Arc<Sandbox>, pid: u32) -> Result<(), ServeError> {
+    let step = "watch the container's stand-in";
+    let process = ProcessRef::of(pid).map_err(setup(step))?;
+    let ended = pidfd(&process).ok_or(io::ErrorKind::NotFound.into());
+    let ended = ended.and_then(watched::watch).map_err(setup(step))?;
+    let sandbox = sandbox.clone();
+    tokio::spawn(async move {
+        let _ = ended.readable().await;
+        sandbox.standin_ended(pid).await;
+    });
+    Ok(())
+}
+
 /// Takes stand-ins and further containers over, each on a connection of its own.
 fn accept_attachments(pod: &Arc<Pod>, listener: OwnedFd) -> Result<(), ServeError> {
     let step = "watch the socket for stand-ins";
@@ -244,8 +263,10 @@ fn accept_attachments(pod: &Arc<Pod>, listener: OwnedFd) -> Result<(), ServeErro
             let pod = pod.clone();
             tokio::spawn(async move {
                 let take = |message, fds| take_over(&pod, message, fds);
-                if let Err(error) = standin::receive(connection, take).await {
-                    tracing::warn!("Failed to take something over: {error}");
+                match standin::receive(connection, take).await {
+                    Ok(Some(Some((container, exec_id)))) => container.forget_attachment(&exec_id),
+                    Ok(Some(None) | None) => {}
+                    Err(error) => tracing::warn!("Failed to take something over: {error}"),
                 }
             });
         }
@@ -253,21 +274,26 @@ fn accept_attachments(pod: &Arc<Pod>, listener: OwnedFd) -> Result<(), ServeErro
     Ok(())
 }
 
-fn take_over(pod: &Arc<Pod>, message: Message, fds: Vec<OwnedFd>) -> Result<(), SandboxError> {
+/// Returns whose process a stand-in was taken over for.
+fn take_over(
+    pod: &Arc<Pod>,
+    message: Message,
+    fds: Vec<OwnedFd>,
+) -> Result<Option<(Arc<Sandbox>, String)>, SandboxError> {
     match message {
         Message::Attach(description) => {
             let attachment =
                 standin::assemble(&description, fds).ok_or(StdioError::NothingAttached)?;
             let container = pod.container(&description.id)?;
-            container.attach(description.exec_id, attachment);
-            Ok(())
+            container.attach(description.exec_id.clone(), attachment);
+            Ok(Some((container, description.exec_id)))
         }
         Message::Join(request) => {
             let mut fds = fds.into_iter();
             let (Some(lock), Some(lifeline)) = (fds.next(), fds.next()) else {
                 return Err(StdioError::NothingAttached.into());
             };
-            move_in(pod, *request, lock, lifeline)
+            move_in(pod, *request, lock, lifeline).map(|()| None)
         }
     }
 }
@@ -286,6 +312,10 @@ fn move_in(
     let timeline = Timeline::new(request.origin_ns);
     let container = Arc::new(Sandbox::new(request, timeline, pod.clone()));
     watch_lifeline(&container, lifeline)
+        .and_then(|()| match container.request.standin {
+            Some(standin) => watch_standin(&container, standin),
+            None => Ok(()),
+        })
         .map_err(|error| StdioError::Announce(io::Error::other(error)))?;
     pod.admit(&container)?;
     container.own(lock);
@@ -294,7 +324,7 @@ fn move_in(
         let moved = tokio::select! {
             biased;
             moved = furnish(&pod, &first, &container) => moved,
-            () = container.called_off() => Err(SandboxError::CalledOff),
+            reason = container.called_off() => Err(reason),
         };
         if let Err(error) = moved {
             container.boot_failed(error);

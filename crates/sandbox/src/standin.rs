@@ -184,14 +184,15 @@ pub fn hand_over(socket: &OwnedFd, message: &Message, fds: &[BorrowedFd<'_>]) ->
 }
 
 /// Takes one message from a connection made by [`hand_over`], gives it to `take` and tells what came
-/// of it.
+/// of it. Returns what `take` did, once the peer has closed the connection: by then it has asked for the
+/// process it handed a stand-in over for, or never will. `None` if `take` refused.
 ///
 /// # Errors
 /// When the peer sent something else or nothing, or is gone.
-pub async fn receive<E: std::error::Error>(
+pub async fn receive<T, E: std::error::Error>(
     connection: OwnedFd,
-    take: impl FnOnce(Message, Vec<OwnedFd>) -> Result<(), E>,
-) -> io::Result<()> {
+    take: impl FnOnce(Message, Vec<OwnedFd>) -> Result<T, E>,
+) -> io::Result<Option<T>> {
     let connection = watch(connection)?;
     let (message, fds) = loop {
         let mut ready = connection.readable().await?;
@@ -199,13 +200,20 @@ pub async fn receive<E: std::error::Error>(
             break received?;
         }
     };
-    let refused = take(message, fds)
-        .err()
-        .map(|error| crate::error::chain(&error));
-    let answer = refused.as_deref().map_or(&[0][..], str::as_bytes);
+    let taken = take(message, fds).map_err(|error| crate::error::chain(&error));
+    let answer = taken
+        .as_ref()
+        .map_or_else(|reason| reason.as_bytes(), |_| &[0]);
     let answer = answer.get(..DESCRIPTION).unwrap_or(answer);
     rustix::net::send(connection.get_ref(), answer, SendFlags::NOSIGNAL)?;
-    Ok(())
+    loop {
+        let mut ready = connection.readable().await?;
+        let end =
+            ready.try_io(|socket| Ok(rustix::net::recv(socket, &mut [0; 1], RecvFlags::DONTWAIT)?));
+        if end.is_ok() {
+            return Ok(taken.ok());
+        }
+    }
 }
 
 fn receive_now(socket: BorrowedFd<'_>) -> io::Result<(Message, Vec<OwnedFd>)> {

@@ -18,6 +18,16 @@ pub struct Args {
 pub fn run(args: &Args, globals: &Globals, thaw: bool) -> Result<ExitCode, CommandError> {
     let paths = common::paths(globals, &args.id)?;
     let id = &args.id;
+    let state = common::state(&paths)?;
+    if state.exit.is_some() {
+        return Err(CommandError::WrongState {
+            verb: if thaw { "resume" } else { "pause" },
+            id: id.clone(),
+            state: "stopped",
+            // Engines look for these words.
+            hint: ": container not running",
+        });
+    }
     common::block_on(async {
         let client = common::connect(&paths)?;
         let answer = if thaw {

@@ -15,6 +15,31 @@ impl Sandbox {
         lock(&self.attachments).insert(exec_id, attachment);
     }
 
+    /// Lets a stand-in go that nobody has asked a process for: its command was killed before.
+    pub fn forget_attachment(&self, exec_id: &str) {
+        lock(&self.attachments).remove(exec_id);
+    }
+
+    /// Ends the container, whose stand-in has ended, unless it has ended before.
+    pub async fn standin_ended(&self, pid: u32) {
+        let init = lock(&self.processes).get("").cloned();
+        let ended = init.is_some_and(|process| process.exit.borrow().is_some());
+        if ended || *self.torn_down.borrow() {
+            return;
+        }
+        let failure = Failure {
+            cause: format!("The container's stand-in on the host, process {pid}, was killed"),
+            evidence: Vec::new(),
+            fix: "`bulkhead kill` signals the container; if nobody killed the process: `dmesg` tells of \
+                  the host's out-of-memory killer"
+                .into(),
+        };
+        *lock(&self.ending) = Some(failure.clone());
+        self.update_or_log(|state| state.failure = Some(failure.clone()));
+        self.keep_record(&failure);
+        self.shutdown().await;
+    }
+
     /// The PID an engine is told for the container.
     pub(super) fn engine_pid(&self) -> u32 {
         let init = lock(&self.processes).get("").cloned();
@@ -74,13 +99,12 @@ impl Sandbox {
                     tracing::debug!("{}", crate::error::chain(&error));
                 }
             }
-            if process.exit.borrow().is_some() {
+            // That of the init process is watched from the very beginning.
+            if exec_id.is_empty() || process.exit.borrow().is_some() {
                 return;
             }
             const SIGKILL: u32 = 9;
-            if exec_id.is_empty() {
-                sandbox.shutdown().await;
-            } else if let Err(error) = sandbox.kill(&id, &exec_id, SIGKILL, false).await {
+            if let Err(error) = sandbox.kill(&id, &exec_id, SIGKILL, false).await {
                 tracing::debug!("{}", crate::error::chain(&error));
             }
         });
@@ -99,6 +123,21 @@ impl Sandbox {
         };
         // Children of the process may keep its streams for ever.
         let _ = tokio::time::timeout(LATE_OUTPUT, closed).await;
+        self.forget_exec(process);
+    }
+
+    /// Ends the stand-in of an exec'd process that has ended, and keeps nothing of it: whoever wants to
+    /// know how it ended asks the stand-in's parent.
+    pub(super) fn forget_exec(&self, process: &Process) {
+        if process.standin().is_none() {
+            return;
+        }
         process.release();
+        lock(&self.processes).remove(&process.exec_id);
+        if let Some(vm) = self.machine_if_up() {
+            let request = self.process_request(&process.exec_id);
+            // Unless it was never created, or the machine has ended.
+            tokio::spawn(async move { vm.agent.delete_exec(Context::default(), &request).await });
+        }
     }
 }

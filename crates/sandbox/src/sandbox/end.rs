@@ -5,7 +5,10 @@ use super::*;
 impl Sandbox {
     /// Ends the machine in order: the agent syncs and puts the container away, then it is killed.
     pub(super) async fn tear_down(&self, vm: &Arc<Vm>) {
-        if !*self.torn_down.borrow() {
+        // Before there is a container there is nothing to put away, nor may the guest be up to it.
+        let created = lock(&self.processes).contains_key("");
+        let wanted = created || self.pod.has_others(self.request.id.as_str());
+        if wanted && !*self.torn_down.borrow() {
             let request = messages::ContainerRequest {
                 container_id: self.request.id.to_string(),
                 ..Default::default()

@@ -33,7 +33,7 @@ impl Sandbox {
                     oom_killed: false,
                     signal: 0,
                 });
-                process.release();
+                self.forget_exec(&process);
                 return Err(error);
             }
         };
@@ -130,7 +130,7 @@ impl Sandbox {
                     oom_killed: false,
                     signal: 0,
                 });
-                process.release();
+                self.forget_exec(process);
                 Err(error)
             }
         }

@@ -75,7 +75,10 @@ impl Sandbox {
                 vm.kill().await;
                 Ok(())
             }
-            Err(_elapsed) => Err(SandboxError::Silent(KILL_TIMEOUT.as_secs())),
+            Err(_elapsed) => Err(SandboxError::Unanswered {
+                step: "deliver the signal",
+                seconds: KILL_TIMEOUT.as_secs(),
+            }),
         }
     }
 
