@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use bulkhead_tests::{Run, Test, product};
+use bulkhead_tests::{Invocation, Run, Test, product};
 use sha2::{Digest, Sha256};
 
 /// A directory as `BULKHEAD_LIB` with one kernel of the test's flavour, and the initramfs.
@@ -67,7 +67,12 @@ impl LibDir {
 
     /// Lets a `run` use it.
     pub fn used_by<'t>(&self, run: Run<'t>) -> Run<'t> {
-        run.with(|invocation| invocation.env("BULKHEAD_LIB", &self.dir))
+        run.with(|invocation| self.serving(invocation))
+    }
+
+    /// The same for any command.
+    pub fn serving(&self, invocation: Invocation) -> Invocation {
+        invocation.env("BULKHEAD_LIB", &self.dir)
     }
 }
 

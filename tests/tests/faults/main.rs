@@ -10,6 +10,7 @@ mod killed;
 mod lib_dir;
 mod scene;
 mod starts;
+mod verbs;
 
 use bulkhead_tests::suite;
 
@@ -18,6 +19,7 @@ use exhausted::*;
 use guest::*;
 use killed::*;
 use starts::*;
+use verbs::*;
 
 suite! {
     alone;
@@ -40,8 +42,20 @@ suite! {
         agent_killed_is_reported,
         kernel_panic_is_reported,
         container_out_of_memory_is_reported,
-        guest_out_of_memory_is_reported;
+        guest_out_of_memory_is_reported,
+        each_process_killed_at_exec_is_told;
     uml:
+        each_process_killed_while_creating_calls_it_off,
+        each_process_killed_during_a_hook_calls_the_creation_off,
+        each_process_killed_at_start_is_told,
+        each_process_killed_at_detached_exec_is_told,
+        each_process_killed_at_kill_is_told,
+        each_process_killed_at_pause_is_told,
+        each_process_killed_at_resume_is_told,
+        each_process_killed_at_update_is_told,
+        each_process_killed_at_delete_leaves_nothing,
+        each_process_killed_between_verbs_is_told,
+        standin_of_an_exec_killed_early_leaves_no_process,
         kernel_image_missing_fails_clean,
         initramfs_empty_fails_clean,
         hypervisor_that_exits_at_once_fails_clean,
@@ -59,4 +73,14 @@ suite! {
         same_name_twice_at_once_has_one_winner,
         ten_at_once_start_and_end_clean,
         containers_made_and_killed_in_a_row_leave_nothing;
+}
+
+mod peers {
+    use super::*;
+
+    bulkhead_tests::bundle_suite! {
+        both: ;
+        uml: process_killed_between_verbs_is_stopped_for_each;
+        ours: ;
+    }
 }

@@ -16,8 +16,10 @@ use serde_json::Value;
 /// used again, these may not.
 #[derive(Debug)]
 pub struct Cast {
-    /// The `run` command.
+    /// The `run` command; 0 for an engine's container, whose commands have ended.
     pub command: u32,
+    /// The stand-in of an engine's container.
+    pub standin: u32,
     /// The sandbox process.
     pub sandbox: u32,
     /// The device process.
@@ -32,6 +34,8 @@ pub struct Cast {
 pub enum Victim {
     /// The `run` command.
     Command,
+    /// The stand-in an engine takes for the container's process.
+    StandIn,
     /// The sandbox process.
     Sandbox,
     /// The device process.
@@ -40,7 +44,7 @@ pub enum Victim {
     Hypervisor,
 }
 
-/// All of them.
+/// Those of a container with an attached command.
 pub const EVERYONE: [Victim; 4] = [
     Victim::Command,
     Victim::Sandbox,
@@ -59,25 +63,38 @@ impl Cast {
 
     /// The processes a container has now, whatever it is about to do; those it lacks are 0.
     pub fn as_far_as_there(container: &Container<'_>, test: &Test) -> Self {
-        let journal = journal(test, &container.id).unwrap_or_default();
+        Self::with(container.pid(), &container.id, test)
+    }
+
+    /// The processes of an engine's container, which has all of them.
+    pub fn of_engine(test: &Test, id: &str) -> Self {
+        let cast = Self::with(0, id, test);
+        let all = [cast.standin, cast.sandbox, cast.device, cast.hypervisor];
+        assert!(all.iter().all(|pid| *pid != 0), "not complete: {cast:?}");
+        cast
+    }
+
+    fn with(command: u32, id: &str, test: &Test) -> Self {
+        let journal = journal(test, id).unwrap_or_default();
         let number = |value: &Value| u32::try_from(value["pid"].as_u64().unwrap_or(0)).unwrap();
         let sandbox = number(&journal["sandbox"]);
         let (device, hypervisor) = (
             number(&journal["helpers"][0]),
             number(&journal["helpers"][1]),
         );
-        let command = container.pid();
+        let standin = number(&journal["standin"]);
         let mut all = if sandbox == 0 {
             Vec::new()
         } else {
             inventory::tree(sandbox)
         };
-        all.push(command);
+        all.extend([command, standin].iter().filter(|pid| **pid != 0));
         let fds = all
             .into_iter()
             .filter_map(|pid| Some((pid, wait::pidfd(pid)?)));
         Self {
             command,
+            standin,
             sandbox,
             device,
             hypervisor,
@@ -89,6 +106,7 @@ impl Cast {
     pub fn pid(&self, victim: Victim) -> u32 {
         match victim {
             Victim::Command => self.command,
+            Victim::StandIn => self.standin,
             Victim::Sandbox => self.sandbox,
             Victim::Device => self.device,
             Victim::Hypervisor => self.hypervisor,
