@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use containerd_shim_protos::shim_async::TaskClient;
@@ -18,10 +19,12 @@ use crate::standin::{self, Message};
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Spawning failed.
-    #[error("Failed to start the sandbox process of container {id}")]
+    #[error("Failed to start the sandbox process of container {id} in {dir}")]
     Spawn {
         /// The container.
         id: String,
+        /// Its directory.
+        dir: PathBuf,
         /// The reason.
         #[source]
         source: io::Error,
@@ -58,6 +61,7 @@ pub fn start(
 ) -> Result<Child, ClientError> {
     let failed = |source: io::Error| ClientError::Spawn {
         id: paths.id().to_string(),
+        dir: paths.dir(),
         source,
     };
     let dir = open_dir(paths).map_err(failed)?;

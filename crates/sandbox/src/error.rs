@@ -211,18 +211,25 @@ fn hint(state: &str) -> &'static str {
     }
 }
 
-/// An error and its sources, joined by `: `; a source its parent already quotes is left out.
+/// An error and its sources, joined by `: `; a source its parent already quotes is left out. A full disk
+/// comes with what helps against it.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
+    let mut is_full = false;
     while let Some(inner) = source {
+        let kind = inner.downcast_ref().map(std::io::Error::kind);
+        is_full |= kind == Some(std::io::ErrorKind::StorageFull);
         let message = inner.to_string();
         if !text.ends_with(&message) {
             text.push_str(": ");
             text.push_str(&message);
         }
         source = inner.source();
+    }
+    if is_full {
+        text.push_str(": free blocks or inodes there, `df` and `df -i` show which");
     }
     text
 }

@@ -4,15 +4,19 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Hook;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Record;
 use crate::failure::Failure;
 use crate::paths::Paths;
 use crate::timeline::Timeline;
+
+/// By how much a journal may grow without taking more room on the disk, bytes.
+const SPARE: usize = 8 << 10;
 
 /// The states of the OCI runtime specification, and `paused` (runc).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,26 +235,52 @@ impl State {
 
     /// Replaces the journal in one step, so that a reader sees the old or the new one.
     ///
+    /// Only the first time takes room on the disk: from then on two files of one size change places. What
+    /// happens to a container is thus written down on a full disk, too.
+    ///
     /// # Errors
     /// [`StateError::Write`], for example on a full disk; the old journal is then intact.
     pub fn save(&self, paths: &Paths) -> Result<(), StateError> {
         let path = paths.state();
-        let temporary = paths.dir().join(".state.json.new");
         let write = || -> io::Result<()> {
-            let mut file = fs::File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec(self)?)?;
-            fs::rename(&temporary, &path)
-        };
-        write().map_err(|source| {
-            // Best effort: the temporary file goes with the directory anyway.
-            let _ = fs::remove_file(&temporary);
-            StateError::Write {
-                id: self.id.clone(),
-                path,
-                source,
+            let text = serde_json::to_vec(self)?;
+            let other = paths.dir().join(".state.json");
+            write_padded(&other, &text)?;
+            match renameat_with(CWD, &other, CWD, &path, RenameFlags::EXCHANGE) {
+                Ok(()) => Ok(()),
+                // The first time, or a file system that cannot.
+                Err(_) => {
+                    fs::rename(&other, &path)?;
+                    write_padded(&other, &text)
+                }
             }
+        };
+        write().map_err(|source| StateError::Write {
+            id: self.id.clone(),
+            path,
+            source,
         })
     }
+}
+
+/// Writes a document over a file's content; blanks, which mean nothing there, fill what is left of the
+/// old one. A new file has room to spare.
+fn write_padded(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    let has = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    let wanted = if has == 0 {
+        text.len().saturating_add(SPARE)
+    } else {
+        has.max(text.len())
+    };
+    let mut padded = text.to_vec();
+    padded.resize(wanted, b' ');
+    file.write_all(&padded)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -49,6 +49,17 @@ pub enum VmError {
         #[source]
         source: io::Error,
     },
+    /// A file of the container could not be made.
+    #[error("Failed to {step} {path}")]
+    File {
+        /// What was attempted.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
     /// The device process could not be spawned.
     #[error("Failed to start the device process")]
     Device(#[source] JailError),
@@ -62,6 +73,10 @@ pub enum VmError {
 
 fn step(step: &'static str) -> impl Fn(io::Error) -> VmError {
     move |source| VmError::Host { step, source }
+}
+
+fn file(step: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> VmError {
+    move |source| VmError::File { step, path, source }
 }
 
 /// A spawned machine. Dropping it kills what still runs of it.
@@ -136,7 +151,7 @@ impl Vm {
             .create(true)
             .append(true)
             .open(paths.log())
-            .map_err(step("open the sandbox's log"))?;
+            .map_err(file("open the sandbox's log", paths.log()))?;
 
         // Guest and device take turns: on one processor their wake-ups are cheap.
         let lease = (plan.choice.driver.max_vcpus() == 1)
@@ -161,7 +176,7 @@ impl Vm {
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
                 .map_err(|error| step("make the console's pipe")(error.into()))?;
         let console = Console::collect(console_read, paths.console())
-            .map_err(step("collect the guest's console"))?;
+            .map_err(file("collect the guest's console in", paths.console()))?;
         let machine = Machine {
             id: paths.id().to_string(),
             memory_bytes: plan.memory_bytes,
@@ -468,7 +483,10 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
 
 fn listen(dir: &OwnedFd, name: &str, uid: u32) -> Result<OwnedFd, VmError> {
     let path = socket_path(dir, name);
-    let listener = UnixListener::bind(&path).map_err(step("bind a device socket"))?;
+    // The name we use for it holds only in this process.
+    let shown = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+    let shown = shown.unwrap_or_default().join(name);
+    let listener = UnixListener::bind(&path).map_err(file("bind the device socket", shown))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
         .and_then(|()| std::os::unix::fs::chown(&path, Some(uid), Some(uid)))
         .map_err(step("hand a device socket to the hypervisor's user"))?;

@@ -84,8 +84,11 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode, CommandError> {
         return beside(&args, &paths, &process);
     }
     let exec_id = Id::generate().to_string();
-    let streams = Streams::make(&paths.io(), &exec_id, true, terminal)
-        .map_err(CommandError::io("make the streams of the process"))?;
+    let streams =
+        Streams::make(&paths.io(), &exec_id, true, terminal).map_err(CommandError::io(format!(
+            "make the streams of the process in {}",
+            paths.io().display()
+        )))?;
     let target = Target {
         id: args.id.clone(),
         exec_id,
