@@ -68,6 +68,8 @@ suite! {
         state_damaged_is_told_and_removable,
         agent_frozen_container_still_killable,
         disk_full_fails_clean_at_every_step,
+        disk_full_create_fails_clean_at_every_step,
+        disk_filled_while_running_is_survived,
         descriptors_exhausted_fails_clean_at_every_step,
         processes_exhausted_fails_clean,
         same_name_twice_at_once_has_one_winner,
@@ -80,7 +82,9 @@ mod peers {
 
     bulkhead_tests::bundle_suite! {
         both: ;
-        uml: process_killed_between_verbs_is_stopped_for_each;
+        uml:
+            process_killed_between_verbs_is_stopped_for_each,
+            container_survives_a_disk_filled_later;
         ours: ;
     }
 }

@@ -216,6 +216,12 @@ pub fn waiting(test: &Test) -> Container<'_> {
         .ready()
 }
 
+/// Has engines' containers run on the test's hypervisor: `create` has no option for it.
+pub fn choose_hypervisor(test: &Test) {
+    let config = format!("hypervisor = {:?}\n", test.driver.hypervisor());
+    fs::write(test.config_dir().join("config.toml"), config).unwrap();
+}
+
 /// What `list` says: name and status of each container.
 pub fn listed(test: &Test) -> Vec<(String, String)> {
     let list = test.verb(["list", "--format", "json"]).output().json();

@@ -16,7 +16,8 @@ use serde_json::json;
 
 use crate::lib_dir::{LibDir, initramfs_with, sleeper};
 use crate::scene::{
-    Cast, Victim, descendants_gone, listed, nothing_left, until_journal, until_spawned, why,
+    Cast, Victim, choose_hypervisor, descendants_gone, listed, nothing_left, until_journal,
+    until_spawned, why,
 };
 
 /// Everybody in the chain; the command is that of the verb.
@@ -27,12 +28,6 @@ const CHAIN: [Victim; 5] = [
     Victim::Device,
     Victim::Hypervisor,
 ];
-
-/// `create` has no option for it.
-fn choose_hypervisor(test: &Test) {
-    let config = format!("hypervisor = {:?}\n", test.driver.hypervisor());
-    fs::write(test.config_dir().join("config.toml"), config).unwrap();
-}
 
 /// A container as an engine has it, created; its process waits for the end of its input.
 fn created(test: &Test) -> Created<'_> {
