@@ -17,6 +17,14 @@ use crate::paths::Paths;
 use crate::state::{Exit, ProcessRef, State, StateError, Status};
 use crate::vm::pidfd;
 
+/// How a container ended whose process on the host was killed; nobody knows when.
+const KILLED: Exit = Exit {
+    code: 137,
+    at_ns: 0,
+    oom_killed: false,
+    signal: 0,
+};
+
 /// Removes every file of a sandbox, after what the host still holds for it: its control group, and the
 /// hooks that are to be run with its removal. Its processes must have ended.
 ///
@@ -82,7 +90,14 @@ pub fn inspect(paths: &Paths) -> Result<Found, StateError> {
     }
     let owned = !matches!(claim::take_over(paths), Ok(Some(_)));
     match State::load(paths) {
-        Ok(state) if owned => Ok(Found::State(Box::new(state))),
+        Ok(mut state) if owned => {
+            // The sandbox process is about to notice it. An engine has, and asks.
+            if state.exit.is_none() && state.standin.is_some_and(|standin| !standin.is_alive()) {
+                state.status = Status::Stopped;
+                state.exit = Some(KILLED);
+            }
+            Ok(Found::State(Box::new(state)))
+        }
         Ok(state) => Ok(bury(paths, state)),
         Err(_) if owned => Ok(Found::Starting),
         Err(StateError::Damaged { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -127,12 +142,7 @@ fn bury(paths: &Paths, mut state: State) -> Found {
     let _ = fs::remove_dir_all(paths.io());
     if state.status != Status::Stopped {
         state.status = Status::Stopped;
-        state.exit = Some(Exit {
-            code: 137,
-            at_ns: 0,
-            oom_killed: false,
-            signal: 0,
-        });
+        state.exit = Some(KILLED);
         state.failure = Some(Failure {
             cause: "The sandbox process was killed".into(),
             evidence: Vec::new(),
