@@ -34,8 +34,8 @@ pub enum ClientError {
     Refused(io::Error),
     /// Nobody answers.
     #[error(
-        "Container {id} is not running: `bulkhead list` shows its state, `bulkhead why {id}` the \
-         reason"
+        "Cannot reach the sandbox process of container {id}: `bulkhead why {id}` tells whether and why it \
+         has ended, `bulkhead delete --force {id}` ends it"
     )]
     Unreachable {
         /// The container.

@@ -53,6 +53,12 @@ impl Paths {
         self.dir().join("state.json")
     }
 
+    /// The journal's other copy, one change older: they take turns.
+    #[must_use]
+    pub fn state_before(&self) -> PathBuf {
+        self.dir().join(".state.json")
+    }
+
     /// The Task service.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

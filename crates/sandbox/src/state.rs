@@ -178,7 +178,8 @@ pub enum StateError {
     },
     /// It is there but not readable as one.
     #[error(
-        "State of container {id} in {path} is damaged: `bulkhead delete --force {id}` removes what is left of it"
+        "State of container {id} in {path} is damaged: `bulkhead delete --force {id}` ends it if it still \
+         runs, and removes what is left of it"
     )]
     Damaged {
         /// The name asked for.
@@ -217,7 +218,19 @@ impl State {
     /// # Errors
     /// [`StateError::NotFound`] without a directory, [`StateError::Damaged`] for anything else.
     pub fn load(paths: &Paths) -> Result<Self, StateError> {
-        let path = paths.state();
+        Self::read(paths, paths.state())
+    }
+
+    /// Reads the journal, or if that is damaged its other copy, which lacks the last change.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn load_any(paths: &Paths) -> Result<Self, StateError> {
+        Self::load(paths)
+            .or_else(|error| Self::read(paths, paths.state_before()).map_err(|_| error))
+    }
+
+    fn read(paths: &Paths, path: PathBuf) -> Result<Self, StateError> {
         let id = paths.id().to_string();
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -244,11 +257,18 @@ impl State {
         let path = paths.state();
         let write = || -> io::Result<()> {
             let text = serde_json::to_vec(self)?;
-            let other = paths.dir().join(".state.json");
+            let other = paths.state_before();
+            if !other.exists() {
+                // The other copy says that there has been a journal, so it comes last.
+                let first = paths.dir().join(".state.json.first");
+                write_padded(&first, &text)?;
+                fs::rename(&first, &path)?;
+                return write_padded(&other, &text);
+            }
             write_padded(&other, &text)?;
             match renameat_with(CWD, &other, CWD, &path, RenameFlags::EXCHANGE) {
                 Ok(()) => Ok(()),
-                // The first time, or a file system that cannot.
+                // A file system that cannot, or somebody has removed it.
                 Err(_) => {
                     fs::rename(&other, &path)?;
                     write_padded(&other, &text)

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,6 +15,7 @@ use crate::failure::{Failure, Record};
 use crate::hooks::{self, Surroundings};
 use crate::id::Id;
 use crate::paths::Paths;
+use crate::request::Request;
 use crate::state::{Exit, ProcessRef, State, StateError, Status};
 use crate::vm::pidfd;
 
@@ -30,11 +32,16 @@ const KILLED: Exit = Exit {
 ///
 /// Blocks while hooks run. What cannot be removed is logged and left to the next verb.
 pub fn remove(paths: &Paths) {
-    if let Ok(state) = State::load(paths) {
+    if let Ok(state) = State::load_any(paths) {
         leave_host(paths, state);
     }
     for dir in [paths.layer(), paths.dir()] {
-        if let Err(error) = fs::remove_dir_all(&dir)
+        let removed = match fs::symlink_metadata(&dir) {
+            // Somebody has put it in the directory's place.
+            Ok(found) if !found.is_dir() => fs::remove_file(&dir),
+            _ => fs::remove_dir_all(&dir),
+        };
+        if let Err(error) = removed
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!("Failed to remove {}: {error}", dir.display());
@@ -74,7 +81,8 @@ pub enum Found {
     Starting,
     /// A left-over of a killed command; it was removed.
     Removed,
-    /// The journal is unreadable and nobody owns it.
+    /// The journal is unreadable, or its directory is none. A sandbox process may run nevertheless: see
+    /// [`owner`].
     Damaged(StateError),
 }
 
@@ -88,7 +96,10 @@ pub fn inspect(paths: &Paths) -> Result<Found, StateError> {
             id: paths.id().to_string(),
         });
     }
-    let owned = !matches!(claim::take_over(paths), Ok(Some(_)));
+    let owner = claim::take_over(paths);
+    let (owned, free) = (matches!(owner, Ok(None)), matches!(owner, Ok(Some(_))));
+    drop(owner);
+    let begun = paths.state_before().exists();
     match State::load(paths) {
         Ok(mut state) if owned => {
             // The sandbox process is about to notice it. An engine has, and asks.
@@ -99,8 +110,12 @@ pub fn inspect(paths: &Paths) -> Result<Found, StateError> {
             Ok(Found::State(Box::new(state)))
         }
         Ok(state) => Ok(bury(paths, state)),
-        Err(_) if owned => Ok(Found::Starting),
-        Err(StateError::Damaged { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(StateError::Damaged { source, .. })
+            if source.kind() == io::ErrorKind::NotFound && !begun && (owned || free) =>
+        {
+            if owned {
+                return Ok(Found::Starting);
+            }
             // The command was killed before it wrote a first entry: nothing else exists.
             remove(paths);
             Ok(Found::Removed)
@@ -195,6 +210,36 @@ pub fn end(process: &ProcessRef) {
         tv_nsec: 0,
     };
     let _ = poll(&mut fds, Some(&limit));
+}
+
+/// The sandbox process that was started for a container, found by its command line: for when neither
+/// journal nor socket lead to it.
+#[must_use]
+pub fn owner(paths: &Paths) -> Option<ProcessRef> {
+    let entries = fs::read_dir("/proc").ok()?;
+    let mut pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.find_map(|pid| {
+        // First, so that it is that process whose command line is read.
+        let process = ProcessRef::of(pid).ok()?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let mut arguments = line.split(|byte| *byte == 0).skip(1);
+        if arguments.next() != Some(b"sandbox") {
+            return None;
+        }
+        let request: Request = serde_json::from_slice(arguments.next()?).ok()?;
+        let ours = request.id == *paths.id() && is_same(&request.root, paths.root());
+        (ours && process.is_alive()).then_some(process)
+    })
+}
+
+/// Whether two paths lead to one directory.
+fn is_same(one: &Path, other: &Path) -> bool {
+    match (fs::metadata(one), fs::metadata(other)) {
+        (Ok(one), Ok(other)) => one.dev() == other.dev() && one.ino() == other.ino(),
+        _ => false,
+    }
 }
 
 /// Names of all sandboxes below a root, sorted.

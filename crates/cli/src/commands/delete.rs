@@ -11,6 +11,7 @@ use bulkhead_sandbox::sweep::{self, Found};
 use bulkhead_sandbox::vm::pidfd;
 use containerd_shim_protos::api::ShutdownRequest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::common;
 use crate::error::CommandError;
@@ -18,6 +19,9 @@ use crate::options::Globals;
 
 /// How long somebody else may take with a container that is to be removed by force.
 const OWNER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a container may take to end once that is agreed.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -44,8 +48,12 @@ fn delete(paths: &Paths, force: bool) -> Result<(), CommandError> {
         found = sweep::inspect(paths);
     }
     let found = match found {
-        // As runc: what is not there need not be removed.
-        Err(_) if force => return Ok(()),
+        // As runc: what is not there need not be removed. Its machine may be, if somebody has removed the
+        // directory.
+        Err(_) if force => {
+            end_owner(paths);
+            return Ok(());
+        }
         found => found?,
     };
     let wrong_state = |state: &'static str| CommandError::WrongState {
@@ -58,7 +66,7 @@ fn delete(paths: &Paths, force: bool) -> Result<(), CommandError> {
         Found::Removed => return Ok(()),
         Found::Starting => return Err(wrong_state("creating")),
         Found::Damaged(error) if !force => return Err(error.into()),
-        Found::Damaged(_) => {}
+        Found::Damaged(_) => end_owner(paths),
         // As runc: a container that was never started has nothing to lose.
         Found::State(state)
             if !matches!(state.status, Status::Stopped | Status::Created) && !force =>
@@ -96,22 +104,36 @@ fn end(paths: &Paths, state: &State) -> Result<(), CommandError> {
             .await
             .map_err(CommandError::rpc(&state.id))
     });
-    if asked.is_err() || !gone(&sandbox, 5) {
+    let over = asked.is_ok() && claim::wait_until_free(paths, END_LIMIT);
+    // It may live on for other containers of its machine, and the journal then says so.
+    let shared = || State::load(paths).is_ok_and(|state| state.sandbox.is_none());
+    if !(over && (shared() || gone(&sandbox, END_LIMIT))) {
         sweep::end(&sandbox);
         state.helpers.iter().for_each(sweep::end);
     }
     Ok(())
 }
 
-/// Whether a process ends within so many seconds.
-fn gone(process: &ProcessRef, seconds: i64) -> bool {
+/// Ends the sandbox process of a container whose files do not tell of it: in order, otherwise by force.
+fn end_owner(paths: &Paths) {
+    let Some(sandbox) = sweep::owner(paths) else {
+        return;
+    };
+    if let Some(fd) = pidfd(&sandbox) {
+        // It may end on its own in between.
+        let _ = pidfd_send_signal(&fd, Signal::TERM);
+    }
+    if !gone(&sandbox, OWNER_LIMIT) {
+        sweep::end(&sandbox);
+    }
+}
+
+/// Whether a process ends within this time.
+fn gone(process: &ProcessRef, limit: Duration) -> bool {
     let Some(fd) = pidfd(process) else {
         return true;
     };
     let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
-    let limit = Timespec {
-        tv_sec: seconds,
-        tv_nsec: 0,
-    };
-    matches!(poll(&mut fds, Some(&limit)), Ok(1))
+    let limit = Timespec::try_from(limit).ok();
+    matches!(poll(&mut fds, limit.as_ref()), Ok(1))
 }
