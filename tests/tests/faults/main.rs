@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod crowd;
+mod damaged;
 mod exhausted;
 mod guest;
 mod killed;
@@ -15,6 +16,7 @@ mod verbs;
 use bulkhead_tests::suite;
 
 use crowd::*;
+use damaged::*;
 use exhausted::*;
 use guest::*;
 use killed::*;
@@ -66,6 +68,13 @@ suite! {
         everything_killed_at_once_listed_truthfully,
         kept_container_with_its_processes_killed_stays_listed,
         state_damaged_is_told_and_removable,
+        journal_damaged_under_a_running_container_is_told_and_removable,
+        journal_damaged_of_an_ended_container_is_told_and_removable,
+        journal_damaged_of_a_group_leaves_no_group,
+        sockets_removed_container_is_told_of_and_removable,
+        directory_replaced_by_a_file_is_told_and_removable,
+        directory_removed_under_a_running_container_can_still_be_ended,
+        one_of_two_deleted_by_force_leaves_the_other,
         agent_frozen_container_still_killable,
         disk_full_fails_clean_at_every_step,
         disk_full_create_fails_clean_at_every_step,
