@@ -83,7 +83,8 @@ pub enum BootError {
 pub fn boot() -> Result<Booted, BootError> {
     let mut timeline = Timeline::start();
     occupy_standard_descriptors().map_err(BootError::Descriptors)?;
-    let home = vsock::start_connecting(RPC_PORT).map_err(BootError::Home)?;
+    let home =
+        vsock::start_connecting(RPC_PORT, vsock::HOME_PATIENCE_S).map_err(BootError::Home)?;
     container::prepare_agent().map_err(BootError::Container)?;
     mounts::mount_all()?;
     timeline.lap("agent: mount");

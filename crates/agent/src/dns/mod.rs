@@ -90,7 +90,7 @@ pub async fn serve(resolvers: &[Resolver]) -> Result<(), DnsError> {
 }
 
 async fn connect(port: u32) -> io::Result<Watched> {
-    let socket = watched::both_ways(vsock::start_connecting(port)?)?;
+    let socket = watched::both_ways(vsock::start_connecting(port, vsock::STREAM_PATIENCE_S)?)?;
     drop(socket.writable().await?);
     vsock::connected(socket.get_ref())?;
     Ok(socket)

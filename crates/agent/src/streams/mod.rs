@@ -215,10 +215,12 @@ impl Handover {
 
 impl Connecting {
     fn start(stream: &'static str, port: u32) -> Result<Self, StreamError> {
-        let socket = vsock::start_connecting(port).map_err(|source| StreamError::Connect {
-            stream,
-            port,
-            source,
+        let socket = vsock::start_connecting(port, vsock::STREAM_PATIENCE_S).map_err(|source| {
+            StreamError::Connect {
+                stream,
+                port,
+                source,
+            }
         })?;
         let socket = created(stream, watched::both_ways(socket))?;
         Ok(Self {
