@@ -119,6 +119,22 @@ impl<'t> Podman<'t> {
             .args(args)
     }
 
+    /// `buildah ARGS…` with the same storage.
+    #[must_use]
+    pub fn buildah(&self, args: &[&str]) -> Output {
+        let place = |name: &str| self.dir.join(name);
+        let buildah = self
+            .ground
+            .command("buildah")
+            .env("CONTAINERS_CONF", place("containers.conf"))
+            .env("CONTAINERS_STORAGE_CONF", place("storage.conf"))
+            .env("BUILDAH_ISOLATION", "oci")
+            .env("BUILDAH_RUNTIME", &self.runtime);
+        let buildah = buildah.args(["--storage-driver", "overlay", "--root"]);
+        let buildah = buildah.arg(place("root")).arg("--runroot");
+        buildah.arg(place("run")).args(args).output()
+    }
+
     /// `podman ARGS…`, run to its end.
     #[must_use]
     pub fn podman(&self, args: &[&str]) -> Output {

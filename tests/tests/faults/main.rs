@@ -11,6 +11,7 @@ mod killed;
 mod lib_dir;
 mod scene;
 mod starts;
+mod storm;
 mod verbs;
 
 use bulkhead_tests::suite;
@@ -21,6 +22,7 @@ use exhausted::*;
 use guest::*;
 use killed::*;
 use starts::*;
+use storm::*;
 use verbs::*;
 
 suite! {
@@ -75,6 +77,7 @@ suite! {
         directory_replaced_by_a_file_is_told_and_removable,
         directory_removed_under_a_running_container_can_still_be_ended,
         one_of_two_deleted_by_force_leaves_the_other,
+        storm_of_execs_leaves_memory_and_descriptors_where_they_were,
         agent_frozen_container_still_killable,
         disk_full_fails_clean_at_every_step,
         disk_full_create_fails_clean_at_every_step,

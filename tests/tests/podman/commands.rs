@@ -2,14 +2,16 @@
 
 use std::fs;
 
-use bulkhead_tests::Podman;
+use bulkhead_tests::harness::podman::IMAGE;
+use bulkhead_tests::{Podman, wait};
 
 use crate::podman_suite;
 
 podman_suite! {
     both:
         top_shows_processes,
-        build_runs_its_steps;
+        build_runs_its_steps,
+        buildah_runs_a_command_and_commits_it;
     uml:
         top_with_descriptors_shows_the_first_process,
         stats_are_those_of_the_container,
@@ -152,6 +154,26 @@ fn build_runs_its_steps(podman: &Podman) {
     let output = podman.podman(&["run", "--rm", "--network", "none", "localhost/built:v1"]);
     let (step, kernel) = output.text().split_once('\n').unwrap();
     assert_eq!(step, "step");
-    let same = kernel == bulkhead_tests::wait::host_kernel();
+    let same = kernel == wait::host_kernel();
     assert_eq!(same, podman.test.driver.is_peer(), "{kernel}");
+}
+
+fn buildah_runs_a_command_and_commits_it(podman: &Podman) {
+    let from = podman.buildah(&["from", "--pull-never", IMAGE]);
+    let name = from.text();
+
+    let script = "uname -r; echo made >/made";
+    let run = podman.buildah(&["run", "--network", "none", name, "--", "sh", "-c", script]);
+
+    let on_host = run.text() == wait::host_kernel();
+    assert_eq!(on_host, podman.test.driver.is_peer(), "{run}");
+    let refused = podman.buildah(&["run", "--network", "none", name, "--", "false"]);
+    assert_ne!(refused.code(), 0, "{refused}");
+    let image = "localhost/by-buildah:v1";
+    podman
+        .buildah(&["commit", "--quiet", name, image])
+        .expect_code(0);
+    podman.buildah(&["rm", name]).expect_code(0);
+    let run = ["run", "--rm", "--network", "none", image, "cat", "/made"];
+    assert_eq!(podman.podman(&run).text(), "made");
 }
