@@ -1,6 +1,7 @@
 //! Where the time of a start went: spans of host, VMM, kernel and agent on the host's
 //! `CLOCK_MONOTONIC`.
 
+use bulkhead_hypervisor::MachineStatistics;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,9 @@ pub struct Timeline {
     pub origin_ns: u64,
     /// What happened.
     pub spans: Vec<Span>,
+    /// What the machine had cost the host when the agent called home, where the hypervisor counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<MachineStatistics>,
 }
 
 /// Bound on what a guest may add.
@@ -61,6 +65,7 @@ impl Timeline {
         Self {
             origin_ns,
             spans: Vec::new(),
+            cost: None,
         }
     }
 

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::channel::{Channel, Stream, socket_pair};
 use crate::console::Console;
+use crate::cost::Meter;
 use crate::disks::{self, DiskError};
 use crate::dns::Relay;
 use crate::failure::{End, Failure, Part, diagnose};
@@ -101,8 +102,8 @@ pub struct Vm {
     relay: Mutex<Option<Relay>>,
     // The processor counts as taken while the machine runs.
     _lease: Option<CpuLease>,
-    // Holds the driver's own lease and its way to the hypervisor.
-    _machine: bulkhead_hypervisor::Vm,
+    /// What the machine costs; holds the driver's own lease and its way to the hypervisor.
+    pub meter: Meter,
 }
 
 /// What to put under a container's root file system.
@@ -243,6 +244,7 @@ impl Vm {
             };
             watch.start().map_err(step("watch a jailed process"))?;
         }
+        let meter = Meter::start(Arc::new(hypervisor), home.state.clone());
         let pidfds = std::mem::take(&mut guard.0);
         Ok(Self {
             channel,
@@ -257,7 +259,7 @@ impl Vm {
             network: Mutex::new(network),
             relay: Mutex::new(None),
             _lease: lease,
-            _machine: hypervisor,
+            meter,
         })
     }
 

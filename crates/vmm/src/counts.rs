@@ -48,11 +48,26 @@ pub struct ExitCounts {
     pub other: u64,
 }
 
+impl ExitCounts {
+    /// All of them.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        let parts = [
+            self.port,
+            self.mmio_read,
+            self.mmio_write,
+            self.interrupted,
+            self.other,
+        ];
+        parts.into_iter().fold(0, u64::saturating_add)
+    }
+}
+
 impl fmt::Display for ExitCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} port, {} register reads, {} register writes, {} interruptions, {} others",
+            "{} of ports, {} register reads, {} register writes, {} interruptions, {} others",
             self.port, self.mmio_read, self.mmio_write, self.interrupted, self.other
         )
     }
@@ -72,6 +87,24 @@ pub struct Metrics {
     pub interrupts: Option<u64>,
     /// Memory of the guest that the host has had to provide, in pages of 4096 bytes.
     pub touched_pages: u64,
+}
+
+impl fmt::Display for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(count) = self.interpreted {
+            write!(f, "{count} interpreted instructions, ")?;
+        }
+        if let Some(count) = self.all_exits {
+            write!(f, "{count} exits, ")?;
+        }
+        write!(
+            f,
+            "{} of them to the machine's process ({}), {} pages of memory",
+            self.exits.sum(),
+            self.exits,
+            self.touched_pages
+        )
+    }
 }
 
 /// The counters the host's KVM keeps of one processor (`KVM_GET_STATS_FD`).

@@ -106,9 +106,12 @@ fn tell_timeline(timeline: &Timeline) -> String {
     if timeline.spans.is_empty() {
         return String::new();
     }
+    let cost = timeline.cost.as_ref();
+    let cost = cost.map(|counts| format!("cost       until the agent called home: {counts}\n"));
     format!(
-        "start      {} ms\n{}",
+        "start      {} ms\n{}{}",
         millis(timeline.total_ns()),
+        cost.unwrap_or_default(),
         timeline.render()
     )
 }

@@ -112,6 +112,7 @@ impl Sandbox {
             timeline.add(Actor::Agent, &span.name, start, end);
         }
         timeline.add(Actor::Host, "wait for the container", asked_ns, now_ns());
+        timeline.cost = vm.meter.at_home();
         drop(timeline);
         if let Some(state) = lock(&self.state).as_mut() {
             state.guest_release = response.kernel_release.chars().take(120).collect();
@@ -126,7 +127,15 @@ impl Sandbox {
         };
         let failure = match error {
             SandboxError::Ended(failure) => failure.clone(),
-            error => explain(error, machine.as_deref()),
+            error => {
+                let mut failure = explain(error, machine.as_deref());
+                if let (SandboxError::Silent(_), Some(vm)) = (error, &machine)
+                    && let Some(counts) = vm.meter.now().await
+                {
+                    failure.evidence.insert(0, format!("until then: {counts}"));
+                }
+                failure
+            }
         };
         self.torn_down.send_replace(true);
         if let Some(vm) = machine {
