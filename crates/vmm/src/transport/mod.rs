@@ -5,6 +5,8 @@
 //! are the back end's, in another process.
 
 mod registers;
+#[cfg(test)]
+mod tests;
 mod vhost_user;
 
 pub use registers::{Registers, Ring};

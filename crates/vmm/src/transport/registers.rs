@@ -3,49 +3,49 @@
 use super::Backend;
 
 /// Offsets (virtio 1.2, section 4.2.2).
-const MAGIC: u64 = 0x00;
-const VERSION: u64 = 0x04;
-const DEVICE_ID: u64 = 0x08;
-const VENDOR_ID: u64 = 0x0c;
-const DEVICE_FEATURES: u64 = 0x10;
-const DEVICE_FEATURES_SEL: u64 = 0x14;
-const DRIVER_FEATURES: u64 = 0x20;
-const DRIVER_FEATURES_SEL: u64 = 0x24;
-const QUEUE_SEL: u64 = 0x30;
-const QUEUE_NUM_MAX: u64 = 0x34;
-const QUEUE_NUM: u64 = 0x38;
-const QUEUE_READY: u64 = 0x44;
+pub(crate) const MAGIC: u64 = 0x00;
+pub(crate) const VERSION: u64 = 0x04;
+pub(crate) const DEVICE_ID: u64 = 0x08;
+pub(crate) const VENDOR_ID: u64 = 0x0c;
+pub(crate) const DEVICE_FEATURES: u64 = 0x10;
+pub(crate) const DEVICE_FEATURES_SEL: u64 = 0x14;
+pub(crate) const DRIVER_FEATURES: u64 = 0x20;
+pub(crate) const DRIVER_FEATURES_SEL: u64 = 0x24;
+pub(crate) const QUEUE_SEL: u64 = 0x30;
+pub(crate) const QUEUE_NUM_MAX: u64 = 0x34;
+pub(crate) const QUEUE_NUM: u64 = 0x38;
+pub(crate) const QUEUE_READY: u64 = 0x44;
 /// Also where the events of the rings are registered.
 pub(crate) const QUEUE_NOTIFY: u64 = 0x50;
-const INTERRUPT_STATUS: u64 = 0x60;
-const INTERRUPT_ACK: u64 = 0x64;
-const STATUS: u64 = 0x70;
-const QUEUE_DESC_LOW: u64 = 0x80;
-const QUEUE_DESC_HIGH: u64 = 0x84;
-const QUEUE_DRIVER_LOW: u64 = 0x90;
-const QUEUE_DRIVER_HIGH: u64 = 0x94;
-const QUEUE_DEVICE_LOW: u64 = 0xa0;
-const QUEUE_DEVICE_HIGH: u64 = 0xa4;
-const SHM_LEN_LOW: u64 = 0xb0;
-const SHM_LEN_HIGH: u64 = 0xb4;
-const CONFIG_GENERATION: u64 = 0xfc;
-const CONFIG: u64 = 0x100;
+pub(crate) const INTERRUPT_STATUS: u64 = 0x60;
+pub(crate) const INTERRUPT_ACK: u64 = 0x64;
+pub(crate) const STATUS: u64 = 0x70;
+pub(crate) const QUEUE_DESC_LOW: u64 = 0x80;
+pub(crate) const QUEUE_DESC_HIGH: u64 = 0x84;
+pub(crate) const QUEUE_DRIVER_LOW: u64 = 0x90;
+pub(crate) const QUEUE_DRIVER_HIGH: u64 = 0x94;
+pub(crate) const QUEUE_DEVICE_LOW: u64 = 0xa0;
+pub(crate) const QUEUE_DEVICE_HIGH: u64 = 0xa4;
+pub(crate) const SHM_LEN_LOW: u64 = 0xb0;
+pub(crate) const SHM_LEN_HIGH: u64 = 0xb4;
+pub(crate) const CONFIG_GENERATION: u64 = 0xfc;
+pub(crate) const CONFIG: u64 = 0x100;
 
 const MAGIC_VALUE: u32 = u32::from_le_bytes(*b"virt");
 const VERSION_VALUE: u32 = 2;
 const VENDOR_VALUE: u32 = u32::from_le_bytes(*b"BLKH");
 
 /// Bits of the status register.
-const ACKNOWLEDGE: u32 = 1;
-const DRIVER: u32 = 2;
-const DRIVER_OK: u32 = 4;
-const FEATURES_OK: u32 = 8;
-const NEEDS_RESET: u32 = 64;
-const FAILED: u32 = 128;
+pub(crate) const ACKNOWLEDGE: u32 = 1;
+pub(crate) const DRIVER: u32 = 2;
+pub(crate) const DRIVER_OK: u32 = 4;
+pub(crate) const FEATURES_OK: u32 = 8;
+pub(crate) const NEEDS_RESET: u32 = 64;
+pub(crate) const FAILED: u32 = 128;
 
 /// Bits of the interrupt status.
-const RING_USED: u32 = 1;
-const CONFIG_CHANGED: u32 = 2;
+pub(crate) const RING_USED: u32 = 1;
+pub(crate) const CONFIG_CHANGED: u32 = 2;
 
 /// Without this feature a driver would speak the protocol of before 2014.
 const VERSION_1: u64 = 1 << 32;
