@@ -22,6 +22,8 @@ mod memory;
 mod process;
 mod processor;
 mod serial;
+#[cfg(test)]
+mod tiny;
 pub mod transport;
 
 pub use config::{DeviceConfig, DeviceKind, VmmConfig};

@@ -40,7 +40,10 @@ impl Backend for Mock {
 
     fn configuration(&self, offset: usize, bytes: &mut [u8]) {
         let space = *b"configuration";
-        for (place, byte) in bytes.iter_mut().zip(space.get(offset..).unwrap_or_default()) {
+        for (place, byte) in bytes
+            .iter_mut()
+            .zip(space.get(offset..).unwrap_or_default())
+        {
             *place = *byte;
         }
     }
