@@ -7,11 +7,21 @@ use std::fmt;
 use rustix::fs::{Mode, OFlags};
 use rustix::system::{RebootCommand, reboot};
 
-/// Powers the guest off without writing anything back. Does not return.
+/// Set by a hypervisor whose machine has a reset line and no power switch: a kernel told to power such a
+/// machine off would halt and wait for ever. Words `NAME=value` of the kernel's command line that the
+/// kernel does not know are environment variables of PID 1.
+const HOW: &str = "BULKHEAD_END";
+
+/// Ends the machine without writing anything back. Does not return.
 pub fn power_off() -> ! {
+    let how = if std::env::var_os(HOW).is_some_and(|how| how == "reset") {
+        RebootCommand::Restart
+    } else {
+        RebootCommand::PowerOff
+    };
     // It only returns when the capability is missing, that is, never in PID 1 of a guest. Leaving
     // makes the kernel panic ("Attempted to kill init"), which ends the machine as well.
-    let _ = reboot(RebootCommand::PowerOff);
+    let _ = reboot(how);
     std::process::exit(1)
 }
 
