@@ -65,8 +65,10 @@ impl Machine {
         let memory = Arc::new(parts.memory);
         memory.give_to(&vm)?;
         interrupts::make(&vm)?;
-        let mut words = parts.cmdline;
+        // What tells of the machine comes first: behind `--` the kernel takes nothing for itself.
+        let mut words = Vec::new();
         let devices = wire(&vm, &memory, parts.devices, &mut words)?;
+        words.extend(parts.cmdline);
         let bus = Arc::new(Bus::new(serial_interrupt(&vm)?, devices));
         let entry = boot::load(
             &memory,

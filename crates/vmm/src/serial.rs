@@ -96,7 +96,9 @@ impl<O: Write, I: FnMut()> Serial<O, I> {
             }
             INTERRUPT_ENABLE => {
                 let before = std::mem::replace(&mut self.interrupt_enable, value & 0x0f);
-                if before & WANTS_EMPTY == 0 {
+                if value & WANTS_EMPTY == 0 {
+                    self.empty_pending = false;
+                } else if before & WANTS_EMPTY == 0 {
                     self.now_empty();
                 }
             }

@@ -29,10 +29,11 @@ const EMULATION_PATCH: &str = "emulated-kvm";
 
 /// What keeps a kernel from instructions that no such host interprets, or only byte by byte. The
 /// processor's list of features cannot: user mode, and with it CPUID, is the host's own.
-const EMULATION_WORDS: [&str; 2] = [
-    "noxsave",
-    "clearcpuid=smap,smep,cx16,fsgsbase,pcid,invpcid,popcnt,rdrand,rdseed,rdpid,umip,erms,fsrm",
-];
+const EMULATION_WORD: &str = "clearcpuid=xsave,smap,smep,cx16,fsgsbase,pcid,invpcid,popcnt,rdrand,\
+                              rdseed,rdpid,umip,erms,fsrm";
+
+/// Tells the agent, as an environment variable, that this machine is ended by its reset line.
+const END: &str = "BULKHEAD_END=reset";
 
 /// The driver for our own machine.
 #[derive(Clone, Copy, Debug)]
@@ -49,9 +50,12 @@ impl BuiltIn {
 
     /// What the kernel is told besides what the machine is.
     fn words(self, machine: &Machine) -> Vec<String> {
-        let quirks = EMULATION_WORDS.iter().filter(|_| self.emulated);
-        let quirks = quirks.map(|word| (*word).to_owned());
-        quirks.chain(machine.cmdline.iter().cloned()).collect()
+        let mut words = vec![END.to_owned()];
+        if self.emulated {
+            words.push(EMULATION_WORD.to_owned());
+        }
+        words.extend(machine.cmdline.iter().cloned());
+        words
     }
 }
 

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use bulkhead_hypervisor::{Driver, LaunchIo, Machine, Vm, Wanted};
+use bulkhead_hypervisor::{Driver, Isolation, Kind, LaunchIo, Machine, Vm, Wanted};
 use bulkhead_kernels::{Kernel, Store};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -26,8 +26,13 @@ pub fn driver(wanted: Wanted) -> Box<dyn Driver> {
 
 /// The installed kernel of the driver's flavour.
 pub fn kernel(driver: &dyn Driver) -> Kernel {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/lib/bulkhead");
-    let lib = std::env::var_os("BULKHEAD_LIB").map_or(built, PathBuf::from);
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build");
+    let emulated = driver.kind() == Kind::Kvm && driver.isolation() == Isolation::EmulatedVm;
+    let lib = if emulated {
+        build.join("lib-emulated")
+    } else {
+        std::env::var_os("BULKHEAD_LIB").map_or(build.join("lib/bulkhead"), PathBuf::from)
+    };
     Store::open(&lib)
         .find(driver.flavour(), None)
         .expect("a kernel; build the guest first, or set BULKHEAD_LIB")
