@@ -58,7 +58,7 @@ pub fn run(hypervisor: &str) -> Result<ExitCode> {
 fn flavour(hypervisor: &str) -> Option<Flavour> {
     match hypervisor {
         "uml" => Some(Flavour::Uml),
-        "qemu" => Some(Flavour::Vm),
+        "qemu" | "kvm" => Some(Flavour::Vm),
         _ if Path::new("/dev/kvm").exists() && hardware_virtualisation() => None,
         _ => Some(Flavour::Uml),
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::product::product;
+use super::product::{product, source_tree};
 
 /// A hypervisor of ours, or a peer runtime that proves the test itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum Driver {
     Uml,
     /// QEMU.
     Qemu,
+    /// Our own machine on KVM, with the library directory that has a kernel for this host's KVM.
+    Kvm(PathBuf),
     /// Another OCI runtime with runc's command line: a test of the bundle form that fails on it is
     /// wrong.
     Peer(PathBuf),
@@ -36,6 +38,7 @@ impl Driver {
         match name {
             "uml" => Ok(Self::Uml),
             "qemu" => qemu(),
+            "kvm" => kvm(),
             "peer" => peer(),
             other => panic!("no driver is called {other}"),
         }
@@ -50,6 +53,7 @@ impl Driver {
         match self {
             Self::Uml => "uml",
             Self::Qemu => "qemu",
+            Self::Kvm(_) => "kvm",
             Self::Peer(path) => panic!("{} has no hypervisor", path.display()),
         }
     }
@@ -62,8 +66,17 @@ impl Driver {
     pub fn flavour(&self) -> &'static str {
         match self {
             Self::Uml => "uml",
-            Self::Qemu => "vm",
+            Self::Qemu | Self::Kvm(_) => "vm",
             Self::Peer(path) => panic!("{} has no kernels", path.display()),
+        }
+    }
+
+    /// Kernels and initramfs for it.
+    #[must_use]
+    pub fn lib(&self) -> &Path {
+        match self {
+            Self::Kvm(lib) => lib,
+            _ => &product().lib,
         }
     }
 
@@ -91,6 +104,31 @@ fn qemu() -> Result<Driver, String> {
         return Err("no kernel of flavour vm is built".into());
     }
     Ok(Driver::Qemu)
+}
+
+/// With the ordinary kernel where the processor virtualises, else with the one for a KVM that
+/// interprets.
+fn kvm() -> Result<Driver, String> {
+    if !Path::new("/dev/kvm").exists() {
+        return Err("there is no /dev/kvm".into());
+    }
+    if virtualises() {
+        return Ok(Driver::Kvm(product().lib.clone()));
+    }
+    let lib = source_tree().join("build/lib-emulated");
+    if !lib.join("kernels").is_dir() {
+        return Err("no kernel for a KVM that interprets: cargo xtask kernel --emulated".into());
+    }
+    Ok(Driver::Kvm(lib))
+}
+
+/// Whether the processor has virtualisation.
+#[must_use]
+pub fn virtualises() -> bool {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    text.lines()
+        .find(|line| line.starts_with("flags"))
+        .is_some_and(|line| line.split(' ').any(|flag| flag == "vmx" || flag == "svm"))
 }
 
 fn peer() -> Result<Driver, String> {

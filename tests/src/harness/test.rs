@@ -48,6 +48,11 @@ impl Test {
         // As /run is: the state directory decides itself who may look into it.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(dir.path().join("etc")).unwrap();
+        if matches!(driver, Driver::Kvm(_)) {
+            // Where KVM interprets, each page is a matter of instructions and each boot one of patience.
+            let config = "memory_mib = 64\nstart_timeout_s = 240\n";
+            fs::write(dir.path().join("etc/config.toml"), config).unwrap();
+        }
         Self {
             driver,
             name: name.to_owned(),
@@ -115,12 +120,12 @@ impl Test {
     pub fn verb<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Invocation {
         let program = match &self.driver {
             Driver::Peer(path) => path.clone(),
-            Driver::Uml | Driver::Qemu => product().bin.clone(),
+            Driver::Uml | Driver::Qemu | Driver::Kvm(_) => product().bin.clone(),
         };
         let mut invocation = Invocation::new(program);
         if !self.driver.is_peer() {
             invocation = invocation
-                .env("BULKHEAD_LIB", &product().lib)
+                .env("BULKHEAD_LIB", self.driver.lib())
                 .env("BULKHEAD_CONFIG_DIR", self.config_dir());
         }
         invocation.arg("--root").arg(self.root()).args(args)

@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
-use bulkhead_tests::{Bundle, Invocation, Output, Test, bundle_suite};
+use bulkhead_tests::{Bundle, Invocation, Output, Test, bundle_suite, tests_on};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -46,6 +46,9 @@ bundle_suite! {
         interfaces_that_come_too_many_are_refused_by_name,
         no_interface_at_start_leaves_loopback_only;
 }
+
+// One boot: where KVM interprets guest kernels it takes some ten seconds.
+tests_on!(kvm, run_beside, [address_answers_and_is_reached]);
 
 const SIZE: usize = 8 << 20;
 
@@ -107,6 +110,22 @@ fn ping_is_answered_both_ways(test: &Test) {
         let ping = wire.command_around(&format!("/bin/busybox ping -c 2 -W 20 {address}"));
         ping.output().expect_code(0);
     }
+
+    container.write_line("");
+    container.finish().expect_code(0);
+}
+
+/// As the one above, for a kernel without IPv6.
+fn address_answers_and_is_reached(test: &Test) {
+    let wire = Wire::empty();
+    wire.add_veth("eth0", "addrgenmode none");
+    wire.inside(&format!("addr add {INSIDE}/24 brd + dev eth0"));
+    wire.inside(&format!("route add default via {AROUND}"));
+    let script = format!("ping -c 2 -W 60 {AROUND} && echo ready && read x");
+    let mut container = bundle_on(test, &wire, &script).start().ready();
+
+    let ping = wire.command_around(&format!("/bin/busybox ping -c 2 -W 60 {INSIDE}"));
+    ping.output().expect_code(0);
 
     container.write_line("");
     container.finish().expect_code(0);

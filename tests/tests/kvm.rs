@@ -1,0 +1,93 @@
+//! Containers on our own KVM machine. Where KVM interprets guest kernels a boot takes some ten seconds:
+//! few tests, each with several promises.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::time::Duration;
+
+use bulkhead_tests::harness::driver::virtualises;
+use bulkhead_tests::{Container, Test, tests_on};
+use rustix::process::{Pid, Signal, kill_process};
+
+tests_on!(kvm, run_beside, [
+    container_has_its_streams_files_and_exit_code
+    running_container_takes_processes_and_is_described
+    machine_killed_is_told_and_leaves_nothing
+]);
+
+/// A boot on a machine that is busy with others.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A container that says `ready` and waits.
+fn waiting(test: &Test) -> Container<'_> {
+    let script = "echo ready; read line; exit 9";
+    let run = test.sh(script).option("-i");
+    run.with(|run| run.limit(PATIENCE).stdin_pipe()).start()
+}
+
+fn container_has_its_streams_files_and_exit_code(test: &Test) {
+    let made = test.rootfs().join("made");
+
+    let output = test
+        .sh("cat; echo error >&2; echo kept > /made; cat /etc/group | wc -l; exit 7")
+        .interactive("from the host\n")
+        .with(|run| run.limit(PATIENCE))
+        .output();
+
+    output.expect_code(7);
+    let lines = fs::read_to_string(test.rootfs().join("etc/group")).unwrap();
+    let expected = format!("from the host\n{}\n", lines.lines().count());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        expected,
+        "{output}"
+    );
+    assert!(output.error().contains("error"), "{output}");
+    assert_eq!(fs::read_to_string(made).unwrap(), "kept\n");
+}
+
+fn running_container_takes_processes_and_is_described(test: &Test) {
+    let container = waiting(test);
+    let container = container.ready();
+
+    let exec = container.exec(["/bin/sh", "-c", "echo inside; exit 5"]);
+    let output = exec.limit(PATIENCE).output();
+    output.expect_code(5);
+    assert_eq!(output.stdout, b"inside\n", "{output}");
+
+    let state = container.state();
+    assert_eq!(state["hypervisor"], "kvm");
+    let isolation = if virtualises() {
+        "hardware-vm"
+    } else {
+        "emulated-vm"
+    };
+    assert_eq!(state["isolation"], isolation);
+    let why = container.verb("why", &["--json"]).output().json();
+    let cost = &why["timeline"]["cost"];
+    assert!(cost["touched_pages"].as_u64().unwrap() > 1000, "{cost}");
+    assert!(cost["exits"]["mmio_write"].as_u64().unwrap() > 10, "{cost}");
+
+    container.kill("KILL");
+    container.finish().expect_code(137);
+}
+
+fn machine_killed_is_told_and_leaves_nothing(test: &Test) {
+    let container = waiting(test).ready();
+    let id = container.id.clone();
+    let is_machine = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(b"vmm")
+    };
+    let machine = container.processes().into_iter().find(is_machine).unwrap();
+
+    let machine = Pid::from_raw(i32::try_from(machine).unwrap()).unwrap();
+    kill_process(machine, Signal::KILL).unwrap();
+
+    let output = container.finish();
+    output.expect_code(125);
+    output.expect_error(&["hypervisor process", "SIGKILL"]);
+    let why = test.verb(["why", &id]).output();
+    assert!(why.text().contains("SIGKILL"), "{why}");
+}
