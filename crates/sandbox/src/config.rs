@@ -13,7 +13,7 @@ pub const CONFIG_DIR: &str = "/etc/bulkhead";
 
 /// Annotation that chooses an installed kernel by name.
 pub const KERNEL_ANNOTATION: &str = "io.bulkhead.kernel";
-/// Annotation that chooses the hypervisor: `auto`, `uml` or `qemu`.
+/// Annotation that chooses the hypervisor: `auto`, `kvm`, `uml` or `qemu`.
 pub const HYPERVISOR_ANNOTATION: &str = "io.bulkhead.hypervisor";
 /// Annotation that sets the VM's memory, MiB.
 pub const MEMORY_ANNOTATION: &str = "io.bulkhead.memory_mib";
@@ -21,7 +21,7 @@ pub const MEMORY_ANNOTATION: &str = "io.bulkhead.memory_mib";
 /// What the host's administrator decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `auto`, `uml` or `qemu`.
+    /// `auto`, `kvm`, `uml` or `qemu`.
     pub hypervisor: String,
     /// Installed kernel to use; `None` for the newest of the driver's flavour.
     pub kernel: Option<String>,

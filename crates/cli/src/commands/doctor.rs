@@ -44,6 +44,7 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
     let findings = [
         root(),
         kvm(),
+        driver("driver kvm", Wanted::Kvm),
         driver("driver uml", Wanted::Uml),
         driver("driver qemu", Wanted::Qemu),
         driver("driver auto", Wanted::Auto),
@@ -148,8 +149,8 @@ fn kvm() -> Finding {
         note(
             "KVM",
             verdict.evidence,
-            "containers are isolated by User-Mode Linux, or by QEMU without acceleration; for \
-             hardware isolation use a host with VT-x or AMD-V (nested virtualisation in a VM)",
+            "containers are isolated by User-Mode Linux, or by QEMU without acceleration; kvm is for \
+             tests here, if at all; for hardware isolation use a host with VT-x or AMD-V (nested virtualisation in a VM)",
         )
     }
 }
