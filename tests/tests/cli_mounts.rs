@@ -24,6 +24,7 @@ bundle_suite! {
         default_devices_are_there;
     uml:
         bind_mount_of_a_file_shares_it,
+        read_only_tmpfs_takes_what_is_mounted_below_it,
         bind_mount_without_options_shares_subdirectories,
         bind_mount_options_apply,
         bind_mount_noexec_refuses_programs,
@@ -280,6 +281,39 @@ fn mounts_in_the_order_of_the_list(test: &Test) {
     let output = bundle.output();
 
     assert_eq!(output.text(), "second");
+}
+
+/// As Podman 5 has it for the container that holds a pod.
+fn read_only_tmpfs_takes_what_is_mounted_below_it(test: &Test) {
+    let script = "touch /dev/x 2>/dev/null || echo refused; echo a >/dev/shm/y && cat /dev/shm/y; \
+        [ -c /dev/null ] && [ -c /dev/pts/ptmx ] && echo there; \
+        touch /mnt/x 2>/dev/null || echo refused";
+    let bundle = test.bundle_sh(script, |config| {
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+        let options = ["nosuid", "strictatime", "mode=755", "size=65536k", "ro"];
+        push(config, "/mounts", mount("/dev", "tmpfs", "tmpfs", &options));
+        let options = [
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+        ];
+        push(
+            config,
+            "/mounts",
+            mount("/dev/pts", "devpts", "devpts", &options),
+        );
+        push(
+            config,
+            "/mounts",
+            mount("/dev/shm", "tmpfs", "shm", &["nosuid"]),
+        );
+        push(config, "/mounts", mount("/mnt", "tmpfs", "tmpfs", &["ro"]));
+    });
+
+    assert_eq!(bundle.output().text(), "refused\na\nthere\nrefused");
 }
 
 fn tmpfs_mount_has_its_options(test: &Test) {

@@ -114,6 +114,9 @@ fn become_init<'a>(
     if let Some(terminal) = terminal {
         devices::bind_console(&terminal.path)?;
     }
+    for mount in &plan.mounts {
+        mount.settle()?;
+    }
     hidden::make_read_only(&plan.read_only, &own)?;
     hidden::mask(&plan.masked, &own)?;
     plan.process.go_to_cwd(true)?;

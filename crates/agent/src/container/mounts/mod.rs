@@ -169,6 +169,24 @@ impl Mount {
         .map_err(|failure| failure.with_field(&self.field))
     }
 
+    /// Makes a tmpfs read-only that is to be so, once all is in it.
+    pub fn settle(&self) -> Step {
+        match &self.kind {
+            Kind::Inside { flags, .. }
+                if self.is_new(c"tmpfs") && flags.contains(MountFlags::RDONLY) => {}
+            _ => return Ok(()),
+        }
+        let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+        let nothing = (MountAttrFlags::empty(), MountPropagationFlags::empty());
+        target::open(&self.destination, OFlags::DIRECTORY)
+            .and_then(|place| {
+                mount_setattr(place, c"", false, read_only, nothing.0, nothing.1)
+                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            })
+            .during(|| format!("make {} read-only", shown(&self.destination)))
+            .map_err(|failure| failure.with_field(&self.field))
+    }
+
     fn mount_inside(&self, own: &mut Own) -> Step {
         let Kind::Inside {
             filesystem,
@@ -179,8 +197,14 @@ impl Mount {
         else {
             return Ok(());
         };
+        // Others may be mounted below it, which takes a directory for each.
+        let flags = if self.is_new(c"tmpfs") {
+            flags.difference(MountFlags::RDONLY)
+        } else {
+            *flags
+        };
         let mount = |at: &CStr, data: &CStr| {
-            rustix::mount::mount(source.as_c_str(), at, filesystem.as_c_str(), *flags, data)
+            rustix::mount::mount(source.as_c_str(), at, filesystem.as_c_str(), flags, data)
         };
         let step = || {
             format!(
