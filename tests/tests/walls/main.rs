@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use bulkhead_tests::{Container, Invocation, Test, suite};
+use bulkhead_tests::{Container, Invocation, Test, suite, tests_on};
 use host::{Machine, Role, namespace, tasks};
 
 /// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
@@ -40,6 +40,17 @@ suite! {
         environment_of_jailed_processes_without_the_callers,
         core_dumps_of_jailed_processes_forbidden;
 }
+
+// Where KVM interprets guest kernels each boot takes some ten seconds: what the driver could break.
+tests_on!(
+    kvm,
+    run_beside,
+    [
+        jailed_threads_have_no_new_privileges_and_a_filter
+        descriptors_of_jailed_processes_only_those_needed
+        guest_memory_not_mapped_by_the_sandbox
+    ]
+);
 
 /// A container with a volume and a read-only file that stays until it is dropped.
 fn idle(test: &Test) -> Container<'_> {
