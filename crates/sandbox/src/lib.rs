@@ -13,7 +13,7 @@ pub mod config;
 pub mod console;
 pub mod cost;
 pub mod disks;
-pub mod dns;
+mod dns;
 pub mod error;
 pub mod failure;
 pub mod hooks;

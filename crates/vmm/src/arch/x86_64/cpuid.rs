@@ -41,6 +41,7 @@ pub(crate) fn numbered(list: &CpuId, number: u8, processors: u8) -> CpuId {
             }
             // The topology leaves name the processor that asks.
             0xb | 0x1f => entry.edx = u32::from(number),
+            0x8000_001e => entry.eax = u32::from(number),
             _ => {}
         }
     }
@@ -93,13 +94,13 @@ mod tests {
 
     #[test]
     fn processors_have_their_own_numbers() {
-        let list = CpuId::from_entries(&[entry(1), entry(0xb)]).unwrap();
+        let list = CpuId::from_entries(&[entry(1), entry(0xb), entry(0x8000_001e)]).unwrap();
         let numbered = numbered(&list, 3, 4);
-        let [first, topology] = numbered.as_slice() else {
+        let [first, topology, amd] = numbered.as_slice() else {
             panic!()
         };
         assert_eq!(first.ebx >> 24, 3);
         assert_eq!(first.ebx >> 16 & 0xff, 4);
-        assert_eq!(topology.edx, 3);
+        assert_eq!((topology.edx, amd.eax), (3, 3));
     }
 }
