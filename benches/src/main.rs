@@ -4,6 +4,7 @@
 //! of one run. Nothing is asserted.
 
 mod bundle;
+mod cost;
 mod engines;
 mod memory;
 mod runtime;
@@ -34,7 +35,7 @@ struct Args {
     /// MiB to stream in each direction.
     #[arg(long, default_value_t = 256)]
     stream_mib: u64,
-    /// Only these parts: start, timeline, memory, exec, stream, engines.
+    /// Only these parts: start, timeline, cost, memory, exec, stream, engines.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Print JSON after the tables.
@@ -77,6 +78,15 @@ fn run(args: &Args) -> Result<()> {
         for runtime in runtimes.iter().filter(|runtime| runtime.driver().is_some()) {
             println!("where a start of {} goes", runtime.name);
             println!("{}", runtime.timeline(&bundle)?);
+        }
+    }
+    if args.wants("cost") {
+        match cost::measure(&bulkhead, dir.path(), &bundle)? {
+            Some(counts) => {
+                cost::print(&counts);
+                report.insert("cost".into(), counts);
+            }
+            None => println!("cost: left out, there is no /dev/kvm\n"),
         }
     }
     if args.wants("memory") {

@@ -131,6 +131,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Bench { options } => {
             setup::ensure(setup::Purpose::Everything, false)?;
             build::all(None)?;
+            kernel::stage_emulated()?;
             command::run(
                 command::cargo()
                     .args([
