@@ -11,7 +11,8 @@ podman_suite! {
     both:
         volume_is_shared,
         block_device_is_read_and_written,
-        memory_limit_holds;
+        memory_limit_holds,
+        memory_exceeded_is_told_by_inspect;
     uml:
         environment_user_and_directory_are_set,
         hostname_and_hosts_are_set,
@@ -377,4 +378,19 @@ fn labels_and_annotations_are_taken(podman: &Podman) {
     let container = podman.inspect(&name);
     assert_eq!(container["Config"]["Labels"]["a"], "b");
     assert_eq!(container["Config"]["Annotations"]["org.example.c"], "d");
+}
+
+fn memory_exceeded_is_told_by_inspect(podman: &Podman) {
+    let limit = ["--memory", "64m", "--memory-swap", "64m"];
+    let name = podman.detached(&limit, "exec tail /dev/zero");
+
+    assert_eq!(podman.podman(&["wait", &name]).text(), "137");
+
+    // With a peer it is conmon that has to notice, which on hosts with both versions of cgroups it does not.
+    let told = podman.inspect(&name)["State"]["OOMKilled"] == true;
+    assert!(told || podman.test.driver.is_peer());
+    // What was found of one run does not stick to the next.
+    let other = podman.detached(&limit, "exit 3");
+    assert_eq!(podman.podman(&["wait", &other]).text(), "3");
+    assert_eq!(podman.inspect(&other)["State"]["OOMKilled"], false);
 }

@@ -199,6 +199,9 @@ impl Sandbox {
             state.status = Status::Stopped;
             state.exit.get_or_insert(exit.clone());
         });
+        if exit.oom_killed && process.standin().is_some() {
+            self.tell_podman_of_oom();
+        }
         process.ended(exit);
         // Whoever reads the streams gets all of it before the machine goes.
         for mut stream in process.take_streams() {
@@ -210,6 +213,15 @@ impl Sandbox {
         self.release_init(process);
         self.tear_down(vm).await;
         self.finish_unless_held().await;
+    }
+
+    /// conmon watches the container's control group on the host, which does not run out of memory, and then
+    /// leaves a file with this name in the bundle, where Podman looks for it once the container has ended.
+    fn tell_podman_of_oom(&self) {
+        let file = self.request.bundle.join("oom");
+        if let Err(error) = std::fs::File::create(&file) {
+            tracing::warn!("Failed to make {}: {error}", file.display());
+        }
     }
 }
 
