@@ -53,6 +53,7 @@ const PACKAGES: &[(&str, Purpose)] = &[
     ("conmon", Purpose::Everything),
     ("containerd", Purpose::Everything),
     ("containernetworking-plugins", Purpose::Everything),
+    ("docker-compose", Purpose::Everything),
     ("docker.io", Purpose::Everything),
     ("iproute2", Purpose::Everything),
     ("iptables", Purpose::Everything),

@@ -202,6 +202,15 @@ impl Daemons {
             .args(args)
     }
 
+    /// `docker-compose ARGS…`.
+    #[must_use]
+    pub fn compose<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Invocation {
+        self.ground
+            .command("docker-compose")
+            .env("DOCKER_HOST", format!("unix://{}", self.place("d.sock")))
+            .args(args)
+    }
+
     /// The ground they stand on.
     #[must_use]
     pub fn ground(&self) -> &Ground {
@@ -270,6 +279,12 @@ impl<'t> Docker<'t> {
     #[must_use]
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Invocation {
         self.daemons.docker(args)
+    }
+
+    /// The name the runtime under test has in the daemon's configuration.
+    #[must_use]
+    pub fn runtime(&self) -> String {
+        runtime_name(&self.test.driver)
     }
 
     /// `docker VERB --runtime RUNTIME OPTIONS…`, where the verb is `run` or `create`.

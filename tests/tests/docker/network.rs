@@ -1,6 +1,12 @@
 //! Containers with a network.
 
+use std::fs;
+
 use bulkhead_tests::Docker;
+use bulkhead_tests::harness::docker::IMAGE;
+use bulkhead_tests::harness::engines::Engines;
+use bulkhead_tests::harness::suite::skip;
+use serde_json::json;
 
 use crate::docker_suite;
 
@@ -10,7 +16,8 @@ docker_suite! {
     uml:
         bridge_gives_an_address_and_a_route,
         containers_reach_each_other_by_address,
-        containers_reach_each_other_by_name;
+        containers_reach_each_other_by_name,
+        services_of_a_compose_file_reach_each_other_by_name;
     newer:
         published_port_is_reached,
         containers_reach_each_other_by_name;
@@ -88,4 +95,47 @@ fn containers_reach_each_other_by_name(docker: &Docker) {
     assert_eq!(output.text(), "hello");
     docker.docker(&["rm", "--force", &server]).expect_code(0);
     docker.docker(&["network", "rm", &network]).expect_code(0);
+}
+
+fn services_of_a_compose_file_reach_each_other_by_name(docker: &Docker) {
+    match Engines::chosen(&["docker-compose"]) {
+        Ok(Engines::Installed) => {}
+        Ok(Engines::Newer(_)) => {
+            return skip(&docker.test.name, "docker-compose is not among those");
+        }
+        Err(reason) => return skip(&docker.test.name, &reason),
+    }
+    let script = "until nc -w 5 server 80 </dev/null | grep hello; do sleep 0.1; done";
+    // `$` is Compose's.
+    let service = |script: &str| {
+        json!({
+            "image": IMAGE,
+            "runtime": docker.runtime(),
+            "command": ["sh", "-c", script.replace('$', "$$")],
+        })
+    };
+    let file = docker.test.new_dir().join("compose.yaml");
+    let project = docker.test.new_id();
+    // JSON is YAML.
+    let content = json!({
+        "version": "2.4",
+        "services": { "server": service(SERVING), "client": service(script) },
+    });
+    fs::write(&file, content.to_string()).unwrap();
+    let compose = |args: &[&str]| {
+        let compose = docker
+            .daemons
+            .compose(["--project-name", &project, "--file"]);
+        compose.arg(&file).args(args).output()
+    };
+
+    let up = compose(&["up", "--no-color", "--abort-on-container-exit"]);
+
+    let down = compose(&["down", "--timeout", "0"]);
+    let said = String::from_utf8_lossy(&up.stdout).into_owned();
+    let heard = said
+        .lines()
+        .any(|line| line.starts_with("client") && line.ends_with("hello"));
+    assert!(heard, "{up}");
+    down.expect_code(0);
 }
