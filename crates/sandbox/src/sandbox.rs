@@ -34,7 +34,7 @@ use crate::process::{Process, exit_of};
 use crate::request::Request;
 use crate::standin::Attachment;
 use crate::state::{Exit, ProcessRef, State, Status};
-use crate::stdio::{self, Stdio};
+use crate::stdio::{self, Stdio, StdioError};
 use crate::sweep;
 use crate::timeline::{Actor, Timeline, now_ns};
 use crate::vm::Vm;
@@ -337,6 +337,16 @@ impl Sandbox {
             },
             failure = vm.failure() => Err(self.ended(failure)),
         }
+    }
+
+    /// The end of the machine, if that is behind an error: a pipe to one of its processes breaks a moment
+    /// before the process is seen to have ended.
+    async fn or_end(&self, vm: &Vm, error: SandboxError) -> SandboxError {
+        if !matches!(error, SandboxError::Stdio(StdioError::Announce(_))) {
+            return error;
+        }
+        let wait = tokio::time::timeout(KILL_TIMEOUT, vm.failure()).await;
+        wait.map_or(error, |failure| self.ended(failure))
     }
 
     /// The end of the machine: by itself, or because we ended it for another reason.

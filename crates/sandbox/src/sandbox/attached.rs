@@ -3,7 +3,6 @@
 use super::*;
 use crate::channel::Stream;
 use crate::standin::{Life, Report};
-use crate::stdio::StdioError;
 
 /// How long an exec'd process's streams may stay open after its end, because of children it left
 /// behind, before its stand-in ends without them.

@@ -105,7 +105,20 @@ impl Sandbox {
         if process.status() != Status::Creating {
             return Err(self.wrong_state("start", process.status()));
         }
-        let (mut ports, streams) = self.attach_streams(vm, process)?;
+        let attached = self.attach_streams(vm, process);
+        let (mut ports, streams) = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                process.ended(Exit {
+                    code: VM_DIED,
+                    at_ns: 0,
+                    oom_killed: false,
+                    signal: 0,
+                });
+                self.forget_exec(process);
+                return Err(self.or_end(vm, error).await);
+            }
+        };
         (ports.columns, ports.rows) = process.size();
         let request = messages::CreateExecRequest {
             container_id: self.request.id.to_string(),
