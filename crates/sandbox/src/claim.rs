@@ -85,9 +85,10 @@ pub fn wait_until_free(paths: &Paths, limit: Duration) -> bool {
     let dir = paths.dir();
     // There is no flock with a limit; the thread ends with the process at the latest.
     thread::spawn(move || {
-        let waited = lock(&dir, false);
-        // Nobody listens any more once the limit has passed.
-        let _ = sender.send(waited.is_ok() || !dir.exists());
+        let waited = lock(&dir, false).is_ok();
+        // Nobody listens any more once the limit has passed. The lock is free again by now, for whoever
+        // hears of it.
+        let _ = sender.send(waited || !dir.exists());
     });
     free.recv_timeout(limit).unwrap_or(false)
 }
