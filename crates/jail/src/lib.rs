@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use capability::Capability;
 pub use error::JailError;
 pub use mount::own_descriptors;
-pub use plug::{mount_namespace, plug, unplug};
+pub use plug::{plug, unplug};
 pub use seccomp::Profile;
 pub use spawn::{Child, Command, Namespaces, PARENT_FD, spawn};
 

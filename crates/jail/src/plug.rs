@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
@@ -11,15 +11,15 @@ use crate::mount::{attach, clone_tree, relax, restrict};
 use crate::root::{Builder, bind_attributes, failed, file_type};
 use crate::{Entry, JailError};
 
-/// Binds `entries` (bind mounts only) into the root of the jail whose mount namespace is `namespace`.
-/// Sources are looked up on the host.
+/// Binds `entries` (bind mounts only) into the root of the jail of the process behind `pidfd`: a number
+/// could be another process's by now. Sources are looked up on the host.
 ///
 /// Works in a thread of its own, which is gone when this returns; needs CAP_SYS_ADMIN over the
 /// namespace.
 ///
 /// # Errors
 /// The step that failed; what was bound until then is taken away again.
-pub fn plug(namespace: &OwnedFd, entries: &[Entry]) -> Result<(), JailError> {
+pub fn plug(pidfd: &OwnedFd, entries: &[Entry]) -> Result<(), JailError> {
     aside(|| {
         let mut trees = Vec::new();
         for entry in entries {
@@ -39,7 +39,7 @@ pub fn plug(namespace: &OwnedFd, entries: &[Entry]) -> Result<(), JailError> {
                 .map_err(failed("restrict", source))?;
             trees.push((tree, kind, target));
         }
-        let root = Inside::enter(namespace)?;
+        let root = Inside::enter(pidfd)?;
         let mut done = Vec::new();
         for (tree, kind, target) in trees {
             let placed = root.place(tree.as_fd(), kind, target);
@@ -57,9 +57,9 @@ pub fn plug(namespace: &OwnedFd, entries: &[Entry]) -> Result<(), JailError> {
 ///
 /// # Errors
 /// When the jail is gone.
-pub fn unplug(namespace: &OwnedFd, targets: &[PathBuf]) -> Result<(), JailError> {
+pub fn unplug(pidfd: &OwnedFd, targets: &[PathBuf]) -> Result<(), JailError> {
     aside(|| {
-        Inside::enter(namespace)?.remove(targets);
+        Inside::enter(pidfd)?.remove(targets);
         Ok(())
     })
 }
@@ -86,9 +86,9 @@ struct Inside {
 }
 
 impl Inside {
-    fn enter(namespace: &OwnedFd) -> Result<Self, JailError> {
+    fn enter(pidfd: &OwnedFd) -> Result<Self, JailError> {
         let at_root = |step| failed(step, Path::new("/"));
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+        move_into_link_name_space(pidfd.as_fd(), Some(LinkNameSpaceType::Mount))
             .map_err(at_root("enter the mount namespace with the root"))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open("/", flags, Mode::empty()).map_err(at_root("open"))?;
@@ -127,14 +127,4 @@ impl Inside {
             let _ = rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR);
         }
     }
-}
-
-/// The mount namespace of a process.
-///
-/// # Errors
-/// When it is gone.
-pub fn mount_namespace(pid: u32) -> Result<OwnedFd, JailError> {
-    let path = PathBuf::from(format!("/proc/{pid}/ns/mnt"));
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, &path, flags, Mode::empty()).map_err(failed("open", &path))
 }

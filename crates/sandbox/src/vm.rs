@@ -97,7 +97,7 @@ pub struct Vm {
     /// When the hypervisor process was spawned.
     pub launched_ns: u64,
     pidfds: Vec<Arc<OwnedFd>>,
-    device_pid: u32,
+    device: Arc<OwnedFd>,
     network: Mutex<Option<Network>>,
     relay: Mutex<Option<Relay>>,
     // The processor counts as taken while the machine runs.
@@ -255,7 +255,7 @@ impl Vm {
             helpers,
             launched_ns,
             pidfds,
-            device_pid: device.pid,
+            device: device_pidfd,
             network: Mutex::new(network),
             relay: Mutex::new(None),
             _lease: lease,
@@ -268,8 +268,7 @@ impl Vm {
     /// # Errors
     /// When one of them cannot be shared; none is then.
     pub fn share(&self, plan: &Plan) -> Result<(), JailError> {
-        let namespace = bulkhead_jail::mount_namespace(self.device_pid)?;
-        bulkhead_jail::plug(&namespace, &shares(plan))
+        bulkhead_jail::plug(&self.device, &shares(plan))
     }
 
     /// Takes the files of a container away from the guest.
@@ -281,9 +280,7 @@ impl Vm {
                 _ => None,
             })
             .collect();
-        let done = bulkhead_jail::mount_namespace(self.device_pid)
-            .and_then(|namespace| bulkhead_jail::unplug(&namespace, &targets));
-        if let Err(error) = done {
+        if let Err(error) = bulkhead_jail::unplug(&self.device, &targets) {
             tracing::warn!("{}", crate::error::chain(&error));
         }
     }
