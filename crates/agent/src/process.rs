@@ -57,11 +57,12 @@ enum Stage {
     Started,
 }
 
-/// The agent's ends of the two pipes to a process on its way.
+/// The agent's ends of the pipes to a process on its way.
 #[derive(Debug)]
 pub struct Way {
     status: Watched,
-    gate: OwnedFd,
+    /// None of a further process, which does not wait.
+    gate: Option<OwnedFd>,
     reports: Reports,
 }
 
@@ -111,12 +112,14 @@ impl Way {
         }
     }
 
-    /// Opens the gate and waits until the program runs.
+    /// Opens the gate, if there is one, and waits until the program runs or the process is no more.
     ///
     /// # Errors
-    /// Why it does not.
-    async fn go(mut self) -> Result<(), Failure> {
-        if let Err(error) = rustix::io::write(&self.gate, &[1]) {
+    /// What the process says went wrong.
+    pub async fn go(mut self) -> Result<(), Failure> {
+        if let Some(gate) = &self.gate
+            && let Err(error) = rustix::io::write(gate, &[1])
+        {
             return Err(Failure {
                 kind: FailureKind::SetUp,
                 step: "start the process: it is no longer there".to_owned(),
@@ -147,10 +150,10 @@ impl Way {
 }
 
 impl Process {
-    /// A process that stands at its gate.
+    /// A process that stands at its gate, or one that is past it.
     pub fn new(
         pid: i32,
-        way: Way,
+        way: Option<Way>,
         terminal: Option<&Arc<Watched>>,
         exited: watch::Receiver<Option<Exited>>,
         end: watch::Receiver<Option<End>>,
@@ -158,7 +161,7 @@ impl Process {
         let terminal = terminal.map(Arc::downgrade).unwrap_or_default();
         Self {
             pid,
-            stage: Mutex::new(Stage::Created(way)),
+            stage: Mutex::new(way.map_or(Stage::Started, Stage::Created)),
             terminal,
             exited,
             end,

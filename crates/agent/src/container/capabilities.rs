@@ -52,23 +52,9 @@ impl Capabilities {
         }
     }
 
-    /// Takes away what no program run later may have. Needs `CAP_SETPCAP`, so
-    /// it comes before the other sets.
-    pub fn limit_bounding_set(&self) -> Step {
-        let field = "process.capabilities.bounding";
-        for capability in 0..u64::BITS {
-            if self.bounding & (1 << capability) != 0 {
-                continue;
-            }
-            match sys::prctl(libc::PR_CAPBSET_DROP, c_ulong::from(capability)) {
-                // The kernel has no more.
-                Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => break,
-                result => result
-                    .during(|| format!("drop capability {capability} from the bounding set"))
-                    .map_err(|failure| failure.with_field(field))?,
-            }
-        }
-        Ok(())
+    /// What a program run later may have.
+    pub fn bounding(&self) -> u64 {
+        self.bounding
     }
 
     /// Sets permitted, effective, inheritable and, with them, ambient. With
@@ -107,6 +93,25 @@ impl Capabilities {
             .during(|| "set the capabilities".to_owned())
             .map_err(|failure| failure.with_field("process.capabilities"))
     }
+}
+
+/// Takes away what no program run later may have: all but `bounding`. Needs `CAP_SETPCAP`, so it
+/// comes before the other sets.
+pub fn limit_bounding_set(bounding: u64) -> Step {
+    let field = "process.capabilities.bounding";
+    for capability in 0..u64::BITS {
+        if bounding & (1 << capability) != 0 {
+            continue;
+        }
+        match sys::prctl(libc::PR_CAPBSET_DROP, c_ulong::from(capability)) {
+            // The kernel has no more.
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => break,
+            result => result
+                .during(|| format!("drop capability {capability} from the bounding set"))
+                .map_err(|failure| failure.with_field(field))?,
+        }
+    }
+    Ok(())
 }
 
 /// The kernel's number of a capability (linux/capability.h).

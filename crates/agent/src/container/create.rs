@@ -4,7 +4,7 @@ use std::{
     ffi::CString,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::Path,
-    sync::atomic::AtomicBool,
+    sync::{Mutex, atomic::AtomicBool},
 };
 
 use oci_spec::runtime::{Linux, Spec};
@@ -69,6 +69,7 @@ impl Container {
                     personality: linux.and_then(|linux| linux.personality().clone()),
                     cgroup,
                     frozen: AtomicBool::new(false),
+                    launchers: Mutex::default(),
                 };
                 Ok((container, child))
             }

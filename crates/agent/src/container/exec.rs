@@ -1,23 +1,26 @@
-//! Creating a further process in a container.
+//! Creating further processes in a container.
 
-use std::{os::fd::AsFd, sync::atomic::Ordering};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::{PoisonError, atomic::Ordering},
+};
 
+use nix::unistd::Pid;
 use oci_spec::runtime::Process;
 
 use super::{
     Child, Container, ContainerError, Io,
-    failure::During,
-    init,
-    namespaces::PidNamespaceOfChildren,
-    process,
-    spawn::{self, Pipes},
-    terminal,
+    launcher::{LaunchError, Launcher, State},
+    process, spawn, terminal,
 };
 
+/// Launchers kept while nothing is started.
+const SPARE: usize = 2;
+
 impl Container {
-    /// Creates a further process in the container, up to, not including, `execve`.
+    /// Starts a further process in the container.
     ///
-    /// Does not wait for the child: see [`Child`].
+    /// Does not wait for its program: see [`Child`].
     pub fn exec(&self, process: &Process, io: Io) -> Result<Child, ContainerError> {
         if self.frozen.load(Ordering::Relaxed) {
             // It would be born frozen and never get as far as to say so.
@@ -30,37 +33,95 @@ impl Container {
                 Some(terminal::for_container(self.init, size)?)
             }
         };
-        let plan = init::ExecPlan {
-            init: self
-                .pidfd
-                .try_clone()
-                .while_trying(|| "hold on to the container's init process".to_owned())?,
-            namespaces: self.namespaces.clone(),
-            process: process::Plan::new(
-                process,
-                self.filter.clone(),
-                self.personality.as_ref(),
-                io.is_terminal(),
-            )?,
+        let plan = process::Plan::new(
+            process,
+            self.filter.clone(),
+            self.personality.as_ref(),
+            io.is_terminal(),
+        )?;
+        let json = serde_json::to_vec(process)
+            .map_err(|error| ContainerError::system("write the process down", error))?;
+        let (status, theirs) = spawn::pipe()?;
+        let io = match (&io, &terminal) {
+            (
+                Io::Pipes {
+                    stdin,
+                    stdout,
+                    stderr,
+                },
+                _,
+            ) => vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+            (Io::Terminal { .. }, terminal) => terminal.iter().map(|t| t.master.as_fd()).collect(),
         };
-        let pipes = Pipes::new()?;
-        let pid_namespace = if self.namespaces.has_pid() {
-            Some(PidNamespaceOfChildren::set(self.pidfd.as_fd())?)
-        } else {
-            None
+        let launch = |group: BorrowedFd<'_>| {
+            self.launch(plan.bounding(), |launcher| {
+                launcher.launch(&json, theirs.as_fd(), group, &io)
+            })
         };
-        let run = || init::run_exec(&plan, &io, terminal.as_ref(), &pipes.child);
-        let spawned = match spawn::spawn(0, self.cgroup.as_fd(), run) {
+        let pid = match launch(self.cgroup.as_fd()) {
             Err(error) if error.is_busy() => self
                 .cgroup
                 .of_member(self.init)
-                .and_then(|group| spawn::spawn(0, group.as_fd(), run)),
+                .and_then(|group| launch(group.as_fd())),
             result => result,
-        };
-        if let Some(namespace) = pid_namespace {
-            namespace.reset()?;
+        }?;
+        Ok(Child {
+            pid,
+            terminal: terminal.map(|terminal| terminal.master),
+            status,
+            gate: None,
+        })
+    }
+
+    /// Has a free launcher do `launch`, a new one if there is none.
+    fn launch(
+        &self,
+        bounding: u64,
+        launch: impl Fn(&mut Launcher) -> Result<Pid, LaunchError>,
+    ) -> Result<Pid, ContainerError> {
+        let mut launchers = self
+            .launchers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut kept = None;
+        launchers.retain_mut(|launcher| match launcher.state() {
+            State::Gone => false,
+            State::Free if kept.is_none() && launcher.bounding == bounding => {
+                kept = Some(launch(launcher));
+                !matches!(kept, Some(Err(LaunchError::Gone(_))))
+            }
+            State::Free | State::Busy => true,
+        });
+        match kept {
+            Some(Ok(pid)) => return Ok(pid),
+            Some(Err(LaunchError::Refused(error))) => return Err(error),
+            // Killed in between, as when the guest runs out of memory.
+            Some(Err(LaunchError::Gone(_))) | None => {}
         }
-        let (pid, _) = spawned?;
-        Ok(pipes.into_child(pid, terminal.map(|terminal| terminal.master)))
+        let mut launcher = Launcher::new(self, bounding)?;
+        let launched = launch(&mut launcher);
+        launchers.push(launcher);
+        launched.map_err(|error| match error {
+            LaunchError::Refused(error) => error,
+            LaunchError::Gone(error) => {
+                ContainerError::system("have the container's launcher start a process", error)
+            }
+        })
+    }
+
+    /// Lets launchers go that many processes at once have left behind. To be called when a process
+    /// has been started.
+    pub fn settle(&self) {
+        let mut launchers = self
+            .launchers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        while launchers.len() > SPARE {
+            let free = |launcher: &mut Launcher| launcher.state() != State::Busy;
+            let Some(index) = launchers.iter_mut().position(free) else {
+                return;
+            };
+            launchers.remove(index);
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! The child's way into the container. It runs in a copy of the single-threaded
-//! agent and ends in `execve`, or returns when it has told what went wrong.
+//! agent, or with a launcher's memory, and ends in `execve`, or returns when it has told what went wrong.
 
 use std::{
     convert::Infallible,
@@ -16,7 +16,7 @@ use rustix::{
 };
 
 use super::{
-    Failure, Io,
+    Failure, Io, capabilities,
     devices::{self, Device},
     failure::{During, Step},
     hidden,
@@ -50,11 +50,11 @@ pub struct Plan {
     pub process: process::Plan,
 }
 
-/// Everything a further process has to do.
+/// Everything a further process has to do. Its bounding set of capabilities is right already.
 #[derive(Debug)]
-pub struct ExecPlan {
+pub struct ExecPlan<'a> {
     /// Of the container's init process.
-    pub init: OwnedFd,
+    pub init: BorrowedFd<'a>,
     pub namespaces: Namespaces,
     pub process: process::Plan,
 }
@@ -73,9 +73,10 @@ pub fn run(plan: &Plan, io: &Io, terminal: Option<&Terminal>, channel: &Channel)
     ends.fail(&failure)
 }
 
-/// Runs a further process of a container.
-pub fn run_exec(plan: &ExecPlan, io: &Io, terminal: Option<&Terminal>, channel: &Channel) {
-    let mut ends = Ends::new(channel);
+/// Runs a further process of a container. `status` is for a failure only: the end of the file means
+/// that the program runs, or that the process is no more.
+pub fn run_exec(plan: &ExecPlan<'_>, io: &Io, terminal: Option<&Terminal>, status: BorrowedFd<'_>) {
+    let mut ends = Ends { status, gate: None };
     let Err(failure) = become_exec(plan, io, terminal, &mut ends);
     ends.fail(&failure)
 }
@@ -128,6 +129,7 @@ fn become_init<'a>(
     }
 
     streams::give_to(plan.process.user.uid)?;
+    capabilities::limit_bounding_set(plan.process.bounding())?;
     let ready = plan.process.become_user()?;
     ends.wait_for_start()?;
     look_again(&bound);
@@ -146,21 +148,19 @@ fn look_again(bound: &[BorrowedFd<'_>]) {
 }
 
 fn become_exec<'a>(
-    plan: &'a ExecPlan,
+    plan: &ExecPlan<'a>,
     io: &Io,
     terminal: Option<&Terminal>,
     ends: &mut Ends<'a>,
 ) -> Step<Infallible> {
-    let mut init = plan.init.as_fd();
+    let mut init = plan.init;
     begin(io, terminal, ends, Some(&mut init))?;
     plan.process.protect_from_oom()?;
     sys::setns(init, plan.namespaces.exec_flags())
         .during(|| "join the container's namespaces".to_owned())?;
     plan.process.go_to_cwd(false)?;
     streams::give_to(plan.process.user.uid)?;
-    let ready = plan.process.become_user()?;
-    ends.wait_for_start()?;
-    ready.run()
+    plan.process.become_user()?.run()
 }
 
 /// What comes first in any child: nothing of the agent's may be reached from
@@ -173,7 +173,8 @@ fn begin<'a>(
 ) -> Step {
     sys::prctl(libc::PR_SET_DUMPABLE, 0).during(|| "become non-dumpable".to_owned())?;
     reset_signals().during(|| "reset the signals".to_owned())?;
-    let mut kept = vec![&mut ends.status, &mut ends.gate];
+    let mut kept = vec![&mut ends.status];
+    kept.extend(&mut ends.gate);
     kept.extend(keep);
     streams::take(io, terminal, &mut kept)?;
     // Modes are meant as they are written; the user's umask comes with the user.
@@ -207,14 +208,14 @@ fn name_host(plan: &Plan) -> Step {
 /// The child's ends of the pipes, wherever they have been moved to.
 struct Ends<'a> {
     status: BorrowedFd<'a>,
-    gate: BorrowedFd<'a>,
+    gate: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Ends<'a> {
     fn new(channel: &'a Channel) -> Self {
         Self {
             status: channel.status.as_fd(),
-            gate: channel.gate.as_fd(),
+            gate: Some(channel.gate.as_fd()),
         }
     }
 
@@ -223,9 +224,10 @@ impl<'a> Ends<'a> {
     fn wait_for_start(&self) -> Step {
         let step = || "wait to be started".to_owned();
         rustix::io::write(self.status, &READY_BYTES).during(step)?;
+        let gate = self.gate.ok_or(Errno::BADF).during(step)?;
         let mut byte = [0];
         loop {
-            match rustix::io::read(self.gate, &mut byte) {
+            match rustix::io::read(gate, &mut byte) {
                 Ok(0) => exit_now(1),
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}

@@ -34,16 +34,17 @@ impl Io {
     }
 }
 
-/// A process that was created and not yet started: the agent's handles on it.
+/// A new process: the agent's handles on it.
 ///
+/// The init process of a container waits to be started:
 /// 1. Read `status` into [`Reports`](super::Reports) until that says ready, or to the end of the
 ///    file: then the set-up failed.
 /// 2. Write one byte to `gate`: the process runs its program.
 /// 3. Read `status` to the end of the file; [`Reports::end`](super::Reports::end) then says whether
 ///    `execve` failed and how.
 ///
-/// Closing `gate` without writing makes the process exit. A failed process
-/// exits by itself; it must be reaped in any case.
+/// Closing `gate` without writing makes the process exit. A further process has no gate and begins
+/// with the last step. A failed process exits by itself; it must be reaped in any case.
 #[derive(Debug)]
 pub struct Child {
     /// In the guest's root PID namespace.
@@ -52,6 +53,7 @@ pub struct Child {
     pub terminal: Option<OwnedFd>,
     /// Read end of the pipe with the process' reports. Blocking.
     pub status: OwnedFd,
-    /// Write end of the pipe whose first byte lets the process go on. Blocking.
-    pub gate: OwnedFd,
+    /// Write end of the pipe whose first byte lets the process go on. Blocking. `None` for a
+    /// further process.
+    pub gate: Option<OwnedFd>,
 }

@@ -23,6 +23,7 @@ mod hidden;
 mod hooks;
 mod init;
 mod io;
+mod launcher;
 mod mounts;
 mod namespaces;
 mod process;
@@ -34,6 +35,7 @@ mod rlimits;
 mod rootfs;
 mod scheduling;
 mod seccomp;
+mod sharing;
 mod spawn;
 mod streams;
 mod sys;
@@ -49,7 +51,10 @@ pub use report::{Failure, FailureKind, Reports};
 
 use std::{
     os::fd::OwnedFd,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -58,6 +63,7 @@ use oci_spec::runtime::{LinuxPersonality, LinuxResources};
 
 use cgroup::Cgroup;
 use failure::During;
+use launcher::Launcher;
 
 /// Where the guest's cgroup v2 hierarchy is mounted.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
@@ -86,6 +92,7 @@ pub struct Container {
     personality: Option<LinuxPersonality>,
     cgroup: Cgroup,
     frozen: AtomicBool,
+    launchers: Mutex<Vec<Launcher>>,
 }
 
 impl Container {

@@ -137,8 +137,14 @@ impl Plan {
             .map_err(|failure| failure.with_field("process.oomScoreAdj"))
     }
 
+    /// The capabilities that it and what it runs can have, bit n for capability number n.
+    pub fn bounding(&self) -> u64 {
+        self.capabilities.bounding()
+    }
+
     /// Becomes the user with the limits and capabilities wanted and looks the
-    /// program up. To be called in the container's working directory, as root.
+    /// program up. To be called in the container's working directory, as root, by a process whose
+    /// bounding set is [`Self::bounding`] already.
     pub fn become_user(&self) -> Step<Ready<'_>> {
         self.scheduling.apply()?;
         rlimits::apply(&self.rlimits)?;
@@ -146,7 +152,6 @@ impl Plan {
             Some(home) if !home.is_empty() => None,
             _ => Some(user::home(self.user.uid)?),
         };
-        self.capabilities.limit_bounding_set()?;
         self.user.apply()?;
         if self.no_new_privileges {
             set_no_new_privs(true).during(|| "set no_new_privs".to_owned())?;

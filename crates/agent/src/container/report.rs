@@ -70,7 +70,7 @@ impl Reports {
 
     /// What end of file means: the failure that was reported, or none. A
     /// process that was ready and sent no failure has executed its program;
-    /// one that was never ready has died on the way.
+    /// an init process that was never ready has died on the way.
     pub fn end(self) -> Option<Failure> {
         let json = self.failure?;
         Some(serde_json::from_slice(&json).unwrap_or(Failure {

@@ -24,10 +24,6 @@ pub struct Pipes {
 impl Pipes {
     /// Two new pipes.
     pub fn new() -> Result<Self, ContainerError> {
-        let pipe = || {
-            pipe_with(PipeFlags::CLOEXEC)
-                .while_trying(|| "make a pipe to the container's process".to_owned())
-        };
         let ((status, child_status), (child_gate, gate)) = (pipe()?, pipe()?);
         Ok(Self {
             status,
@@ -45,9 +41,15 @@ impl Pipes {
             pid,
             terminal,
             status: self.status,
-            gate: self.gate,
+            gate: Some(self.gate),
         }
     }
+}
+
+/// A pipe between the agent and a process: read end, write end.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd), ContainerError> {
+    pipe_with(PipeFlags::CLOEXEC)
+        .while_trying(|| "make a pipe to the container's process".to_owned())
 }
 
 /// Clones a child into a control group; it runs `child` and nothing else. If

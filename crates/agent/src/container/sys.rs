@@ -8,6 +8,8 @@ use std::{
 };
 
 use nix::unistd::Pid;
+
+use super::sharing;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 
 /// Turns the libc convention (-1 and `errno`) into a result.
@@ -25,6 +27,15 @@ pub(super) fn leak(fd: OwnedFd) -> BorrowedFd<'static> {
     // SAFETY: the descriptor is open and nobody owns it any more, so it stays
     // open for the rest of the process' life.
     unsafe { BorrowedFd::borrow_raw(fd.into_raw_fd()) }
+}
+
+/// Makes the descriptor `number` another name of `fd`, whatever it was before.
+pub(super) fn renumber(fd: BorrowedFd<'_>, number: c_int) -> io::Result<BorrowedFd<'static>> {
+    // SAFETY: integers only. What had the number is a copy in a process of which nothing but what
+    // it is renumbered for follows; its owner's value is never dropped there.
+    check(unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) }.into())?;
+    // SAFETY: the descriptor was just opened, and nobody owns it.
+    Ok(unsafe { BorrowedFd::borrow_raw(number) })
 }
 
 /// What [`clone3`] made.
@@ -217,15 +228,18 @@ pub(super) fn execve(
     args: &[*const libc::c_char],
     env: &[*const libc::c_char],
 ) -> io::Error {
+    sharing::leave_in_order();
     // SAFETY: callers pass arrays that end in a null pointer, made by
     // `program::pointers`, of strings that outlive the call.
     unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    sharing::go_on();
     io::Error::last_os_error()
 }
 
 /// Ends the process without running anything of the parent's: no destructors,
 /// no exit handlers.
 pub(super) fn exit_now(code: c_int) -> ! {
+    sharing::leave_in_order();
     // SAFETY: does not return and runs nothing.
     unsafe { libc::_exit(code) }
 }

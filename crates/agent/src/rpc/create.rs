@@ -1,11 +1,11 @@
-//! `CreateContainer` and `CreateExec`: a process up to, not including, its program.
+//! `CreateContainer`, a process up to, not including, its program, and `Exec`, a process with it.
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use bulkhead_agent_api::SHARE_DIR;
 use bulkhead_agent_api::messages::{
-    CreateContainerRequest, CreateExecRequest, ProcessResponse, Span, Stdio,
+    CreateContainerRequest, ExecRequest, ProcessResponse, Span, Stdio,
 };
 use oci_spec::runtime::{Process as OciProcess, Spec};
 use tokio::sync::watch;
@@ -46,7 +46,7 @@ pub async fn container(
     let child_pid = child.pid.as_raw();
     let exited = service.reaper.register(child_pid);
     timeline.lap("agent: clone");
-    match bring_to_gate(service, id, child, streams, exited.clone()).await {
+    match accompany(service, id, child, streams, exited.clone()).await {
         Ok(process) => {
             timeline.lap("agent: set up container");
             let mut response = response(&process, timeline.into_spans());
@@ -64,14 +64,11 @@ pub async fn container(
     }
 }
 
-/// Creates a further process in a container.
+/// Starts a further process in a container.
 ///
 /// # Errors
 /// Leaves nothing of the process behind.
-pub async fn exec(
-    service: &Service,
-    request: CreateExecRequest,
-) -> Result<ProcessResponse, RpcError> {
+pub async fn exec(service: &Service, request: ExecRequest) -> Result<ProcessResponse, RpcError> {
     let mut timeline = Timeline::start();
     check_id("exec_id", &request.exec_id)?;
     let id = request.container_id.as_str();
@@ -87,7 +84,10 @@ pub async fn exec(
     let child_pid = child.pid.as_raw();
     let exited = service.reaper.register(child_pid);
     timeline.lap("agent: clone");
-    match bring_to_gate(service, id, child, streams, exited.clone()).await {
+    let accompanied = accompany(service, id, child, streams, exited.clone()).await;
+    // It may have been destroyed meanwhile.
+    let _ = service.registry.with_container(id, Container::settle);
+    match accompanied {
         Ok(process) => {
             timeline.lap("agent: set up process");
             let response = response(&process, timeline.into_spans());
@@ -101,8 +101,9 @@ pub async fn exec(
     }
 }
 
-/// Accompanies a new child to its gate and connects its streams meanwhile.
-async fn bring_to_gate(
+/// Accompanies a new child to its gate, or to its program if it has none, and connects its streams
+/// meanwhile.
+async fn accompany(
     service: &Service,
     container: &str,
     child: Child,
@@ -119,9 +120,15 @@ async fn bring_to_gate(
         Some(master) => Some(Arc::new(watched::both_ways(master).map_err(watching)?)),
         None => None,
     };
+    let has_gate = child.gate.is_some();
     let way = Way::new(child).map_err(watching)?;
     streams.connected().await?;
-    let way = way.ready().await.map_err(RpcError::Start)?;
+    let way = if has_gate {
+        Some(way.ready().await.map_err(RpcError::Start)?)
+    } else {
+        way.go().await.map_err(RpcError::Start)?;
+        None
+    };
     let (sender, end) = watch::channel(None);
     let process = Process::new(pid, way, terminal.as_ref(), exited.clone(), end);
     let handover = streams.relay(terminal)?;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bulkhead_agent_api::messages::{
-    ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, ExitResponse, InfoRequest,
+    ContainerRequest, CreateContainerRequest, Empty, ExecRequest, ExitResponse, InfoRequest,
     InfoResponse, NetworkRequest, ProcessRequest, ProcessResponse, ProcessesResponse,
     ResizeRequest, SignalRequest, Span, StatsResponse, UpdateContainerRequest,
 };
@@ -89,11 +89,7 @@ impl Agent for Service {
         whole(async move { create::container(&service, request).await }).await
     }
 
-    async fn create_exec(
-        &self,
-        _: &TtrpcContext,
-        request: CreateExecRequest,
-    ) -> Answer<ProcessResponse> {
+    async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> Answer<ProcessResponse> {
         let service = self.clone();
         whole(async move { create::exec(&service, request).await }).await
     }

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use bulkhead_agent_api::messages::{
-    ContainerRequest, CreateContainerRequest, CreateExecRequest, ProcessRequest, ResizeRequest,
+    ContainerRequest, CreateContainerRequest, ExecRequest, ProcessRequest, ResizeRequest,
     SignalRequest, Span,
 };
 use bulkhead_agent_api::{AgentClient, StartFailure};
@@ -66,7 +66,7 @@ fn calls_about_unknown_names_are_not_found() {
         let context = context::Context::default;
         let mut container = ContainerRequest::new();
         container.container_id = "nobody".to_owned();
-        let mut exec = CreateExecRequest::new();
+        let mut exec = ExecRequest::new();
         exec.container_id = "nobody".to_owned();
         exec.exec_id = "x".to_owned();
         exec.process_json =
@@ -79,7 +79,7 @@ fn calls_about_unknown_names_are_not_found() {
             code(client.start(context(), &one).await),
             code(client.wait(context(), &one).await),
             code(client.signal(context(), &signal).await),
-            code(client.create_exec(context(), &exec).await),
+            code(client.exec(context(), &exec).await),
             code(client.delete_exec(context(), &process("nobody", "x")).await),
             code(client.processes(context(), &container).await),
             code(client.stats(context(), &container).await),

@@ -14,64 +14,45 @@ impl Sandbox {
         let one_at_a_time = self.verb.lock().await;
         let (vm, plan) = self.machine().await?;
         if !exec_id.is_empty() {
-            self.create_exec(&vm, &process).await?;
-        } else if process.status() != Status::Created {
+            let pid = self.exec_in_guest(&vm, &process).await?;
+            process.set_status(Status::Running);
+            self.follow(vm, process.clone());
+            return Ok(process.standin().unwrap_or(pid));
+        }
+        if process.status() != Status::Created {
             return Err(self.wrong_state("start", process.status()));
         }
         let began = now_ns();
-        let started = self.start_in_guest(&vm, &plan, exec_id).await;
-        let answer = match started {
-            Ok(answer) => answer,
-            Err(error) => {
-                // The agent forgets a process whose start failed.
-                if exec_id.is_empty() {
-                    self.start_failed(&error).await;
-                }
-                process.ended(Exit {
-                    code: VM_DIED,
-                    at_ns: 0,
-                    oom_killed: false,
-                    signal: 0,
-                });
-                self.forget_exec(&process);
-                return Err(error);
-            }
-        };
-        process.set_status(Status::Running);
-        if exec_id.is_empty() {
-            self.span(Actor::Host, "start the program", began);
-            self.update(|state| state.status = Status::Running)?;
+        if let Err(error) = self.start_in_guest(&vm, &plan).await {
+            self.start_failed(&error).await;
+            process.ended(Exit {
+                code: VM_DIED,
+                at_ns: 0,
+                oom_killed: false,
+                signal: 0,
+            });
+            return Err(error);
         }
-        self.follow(vm, process.clone());
+        process.set_status(Status::Running);
+        self.span(Actor::Host, "start the program", began);
+        self.update(|state| state.status = Status::Running)?;
+        self.follow(vm, process);
         // A hook may call for a verb of its own.
         drop(one_at_a_time);
-        if exec_id.is_empty()
-            && let Err(error) = self.hooks_of_start(&plan).await
-        {
+        if let Err(error) = self.hooks_of_start(&plan).await {
             const SIGKILL: u32 = 9;
             // Unless it has ended already.
             let _ = self.kill(id, "", SIGKILL, false).await;
             return Err(error);
         }
-        Ok(if exec_id.is_empty() {
-            self.engine_pid()
-        } else {
-            process.standin().unwrap_or(answer.pid)
-        })
+        Ok(self.engine_pid())
     }
 
-    async fn start_in_guest(
-        &self,
-        vm: &Vm,
-        plan: &Plan,
-        exec_id: &str,
-    ) -> Result<messages::ProcessResponse, SandboxError> {
-        if exec_id.is_empty() {
-            self.complete_network(vm, plan).await?;
-        }
-        let request = self.process_request(exec_id);
+    async fn start_in_guest(&self, vm: &Vm, plan: &Plan) -> Result<(), SandboxError> {
+        self.complete_network(vm, plan).await?;
+        let request = self.process_request("");
         let call = vm.agent.start(Context::default(), &request);
-        self.ask(vm, "start the process", call).await
+        self.ask(vm, "start the process", call).await.map(drop)
     }
 
     /// Tells the guest what came to the container's network after it was created.
@@ -97,11 +78,12 @@ impl Sandbox {
         Ok(())
     }
 
-    async fn create_exec(
+    /// Starts a further process; returns its PID in the guest.
+    async fn exec_in_guest(
         self: &Arc<Self>,
         vm: &Arc<Vm>,
         process: &Arc<Process>,
-    ) -> Result<(), SandboxError> {
+    ) -> Result<u32, SandboxError> {
         if process.status() != Status::Creating {
             return Err(self.wrong_state("start", process.status()));
         }
@@ -120,18 +102,18 @@ impl Sandbox {
             }
         };
         (ports.columns, ports.rows) = process.size();
-        let request = messages::CreateExecRequest {
+        let request = messages::ExecRequest {
             container_id: self.request.id.to_string(),
             exec_id: process.exec_id.clone(),
             process_json: process.spec.clone(),
             stdio: Some(ports).into(),
             ..Default::default()
         };
-        let call = vm.agent.create_exec(Context::default(), &request);
-        match self.ask(vm, "create the process", call).await {
+        let call = vm.agent.exec(Context::default(), &request);
+        match self.ask(vm, "start the process", call).await {
             Ok(response) => {
                 process.created(response.pid, streams);
-                Ok(())
+                Ok(response.pid)
             }
             Err(error) => {
                 streams
