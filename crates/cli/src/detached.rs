@@ -12,7 +12,7 @@ use bulkhead_jail::Namespaces;
 use bulkhead_sandbox::client;
 use bulkhead_sandbox::paths::Paths;
 use bulkhead_sandbox::standin::{Description, Message, READY, life_line};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::pty::OpenptFlags;
@@ -107,8 +107,37 @@ impl StandIn {
         size: Option<(u32, u32)>,
         looks: Looks,
     ) -> Result<Self, CommandError> {
+        Self::start(console, size, looks, None)
+    }
+
+    /// [`Self::spawn`] for the first process of the container at `paths`. It holds the container's
+    /// directory, and is found by that whatever becomes of the files: see [`bulkhead_sandbox::owner`].
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn spawn_first(
+        console: Option<&Path>,
+        size: Option<(u32, u32)>,
+        looks: Looks,
+        paths: &Paths,
+    ) -> Result<Self, CommandError> {
+        let dir = paths.dir();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&dir, flags, Mode::empty());
+        let step = format!("open {}", dir.display());
+        let dir = opened.map_err(|error| CommandError::io(step)(error.into()))?;
+        Self::start(console, size, looks, Some(dir))
+    }
+
+    fn start(
+        console: Option<&Path>,
+        size: Option<(u32, u32)>,
+        looks: Looks,
+        directory: Option<OwnedFd>,
+    ) -> Result<Self, CommandError> {
         const LIFE_FD: RawFd = 4;
         const NETNS_FD: RawFd = 5;
+        const DIRECTORY_FD: RawFd = 6;
         let terminal = console
             .map(|socket| {
                 let step = format!("set the terminal up for {}", socket.display());
@@ -117,6 +146,8 @@ impl StandIn {
             .transpose()?;
         let (life, theirs) = life_line().map_err(CommandError::io("make a life line"))?;
         let mut fds = vec![(theirs, LIFE_FD)];
+        // It never looks at it.
+        fds.extend(directory.map(|directory| (directory, DIRECTORY_FD)));
         let streams: [BorrowedFd<'_>; 3] = match &terminal {
             Some(terminal) => [terminal.as_fd(); 3],
             None => [

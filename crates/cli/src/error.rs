@@ -61,6 +61,19 @@ pub enum CommandError {
         /// What is known.
         reason: String,
     },
+    /// Its sandbox process does not let go of a container, and is not ours to end.
+    #[error(
+        "Failed to end container {id}: its sandbox process {pid} does not answer, and these live in its \
+         machine, too: {others}; remove them first, and the machine goes with the last of them"
+    )]
+    Shared {
+        /// The container.
+        id: String,
+        /// Of the sandbox process.
+        pid: u32,
+        /// The other containers.
+        others: String,
+    },
     /// The stand-in could not be started.
     #[error("Failed to start the container's stand-in on the host")]
     StandIn(#[source] bulkhead_jail::JailError),

@@ -81,24 +81,42 @@ pub fn take_over(paths: &Paths) -> io::Result<Option<OwnedFd>> {
 /// `limit`.
 #[must_use]
 pub fn wait_until_free(paths: &Paths, limit: Duration) -> bool {
-    let (sender, free) = mpsc::channel();
     let dir = paths.dir();
+    match open_dir(&dir) {
+        Ok(fd) => within(limit, move || {
+            flock(fd, FlockOperation::LockExclusive).is_ok() || !dir.exists()
+        }),
+        Err(_) => !dir.exists(),
+    }
+}
+
+/// Waits until nobody owns an open directory any more, whatever its name leads to. False if somebody still
+/// does after `limit`.
+pub(crate) fn wait_for(dir: &fs::File, limit: Duration) -> bool {
+    match dir.try_clone() {
+        Ok(fd) => within(limit, move || {
+            let free = flock(&fd, FlockOperation::LockExclusive).is_ok();
+            // The lock would stay with `dir`.
+            free && flock(&fd, FlockOperation::Unlock).is_ok()
+        }),
+        Err(_) => false,
+    }
+}
+
+/// Whether `wait` comes to a good end in time. What it holds is let go of by then.
+fn within(limit: Duration, wait: impl FnOnce() -> bool + Send + 'static) -> bool {
+    let (sender, free) = mpsc::channel();
     // There is no flock with a limit; the thread ends with the process at the latest.
     thread::spawn(move || {
-        let waited = lock(&dir, false).is_ok();
-        // Nobody listens any more once the limit has passed. The lock is free again by now, for whoever
-        // hears of it.
-        let _ = sender.send(waited || !dir.exists());
+        let waited = wait();
+        // Nobody listens any more once the limit has passed.
+        let _ = sender.send(waited);
     });
     free.recv_timeout(limit).unwrap_or(false)
 }
 
 fn lock(dir: &Path, try_only: bool) -> io::Result<Option<OwnedFd>> {
-    let fd = open(
-        dir,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let fd = open_dir(dir)?;
     let operation = if try_only {
         FlockOperation::NonBlockingLockExclusive
     } else {
@@ -109,6 +127,11 @@ fn lock(dir: &Path, try_only: bool) -> io::Result<Option<OwnedFd>> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+fn open_dir(dir: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(open(dir, flags, Mode::empty())?)
 }
 
 fn is_same(lock: &OwnedFd, dir: &Path) -> bool {

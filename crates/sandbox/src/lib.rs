@@ -20,6 +20,7 @@ pub mod hooks;
 pub mod id;
 pub mod limits;
 pub mod network;
+pub mod owner;
 pub mod paths;
 pub mod plan;
 pub mod pod;

@@ -4,7 +4,6 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,7 +14,6 @@ use crate::failure::{Failure, Record};
 use crate::hooks::{self, Surroundings};
 use crate::id::Id;
 use crate::paths::Paths;
-use crate::request::Request;
 use crate::state::{Exit, ProcessRef, State, StateError, Status};
 use crate::vm::pidfd;
 
@@ -82,7 +80,7 @@ pub enum Found {
     /// A left-over of a killed command; it was removed.
     Removed,
     /// The journal is unreadable, or its directory is none. A sandbox process may run nevertheless: see
-    /// [`owner`].
+    /// [`crate::owner`].
     Damaged(StateError),
 }
 
@@ -210,36 +208,6 @@ pub fn end(process: &ProcessRef) {
         tv_nsec: 0,
     };
     let _ = poll(&mut fds, Some(&limit));
-}
-
-/// The sandbox process that was started for a container, found by its command line: for when neither
-/// journal nor socket lead to it.
-#[must_use]
-pub fn owner(paths: &Paths) -> Option<ProcessRef> {
-    let entries = fs::read_dir("/proc").ok()?;
-    let mut pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.find_map(|pid| {
-        // First, so that it is that process whose command line is read.
-        let process = ProcessRef::of(pid).ok()?;
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let mut arguments = line.split(|byte| *byte == 0).skip(1);
-        if arguments.next() != Some(b"sandbox") {
-            return None;
-        }
-        let request: Request = serde_json::from_slice(arguments.next()?).ok()?;
-        let ours = request.id == *paths.id() && is_same(&request.root, paths.root());
-        (ours && process.is_alive()).then_some(process)
-    })
-}
-
-/// Whether two paths lead to one directory.
-fn is_same(one: &Path, other: &Path) -> bool {
-    match (fs::metadata(one), fs::metadata(other)) {
-        (Ok(one), Ok(other)) => one.dev() == other.dev() && one.ino() == other.ino(),
-        _ => false,
-    }
 }
 
 /// Names of all sandboxes below a root, sorted.

@@ -2,6 +2,7 @@
 //! `delete --force` recovers, whatever runs.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use bulkhead_tests::{Created, Inventory, Invocation, Test};
@@ -175,10 +176,9 @@ pub fn directory_removed_under_a_running_container_can_still_be_ended(test: &Tes
     recovered(test, &before, &mut container, &cast);
 }
 
-pub fn one_of_two_deleted_by_force_leaves_the_other(test: &Test) {
-    let before = Inventory::take(test);
-    let (mut first, cast) = running(test);
-    let joined = test.bundle_sh("cat", |config| {
+/// A further container in the machine of the first.
+fn joined<'t>(test: &'t Test, first: &Created<'_>) -> Created<'t> {
+    let bundle = test.bundle_sh("cat", |config| {
         let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
         for namespace in namespaces {
             if let Some(name) = ["network", "ipc", "uts"]
@@ -191,18 +191,67 @@ pub fn one_of_two_deleted_by_force_leaves_the_other(test: &Test) {
         }
         config.as_object_mut().unwrap().remove("hostname");
     });
-    let mut second = Created::new(test, joined, Invocation::stdin_pipe);
+    let second = Created::new(test, bundle, Invocation::stdin_pipe);
     second.start();
+    second
+}
 
-    let delete = test.verb(["delete", "--force", second.id()]).output();
+/// One of two containers in a machine is gone, the other lives and can be spoken to.
+#[track_caller]
+fn one_left(test: &Test, what: &str, gone: &mut Created<'_>, left: &mut Created<'_>) {
+    let delete = test.verb(["delete", "--force", gone.id()]).output();
+    assert_eq!(delete.code(), 0, "{what}: {delete}");
+    assert_eq!(gone.wait().signal(), Some(9), "{what}");
+    let other = (left.id().to_owned(), "running".to_owned());
+    assert_eq!(listed(test), [other], "{what}");
+    left.write_line("still here");
+    assert_eq!(left.line(), "still here", "{what}");
+    left.verb("exec", &["/bin/true"]).expect_code(0);
+}
 
-    delete.expect_code(0);
-    second.wait();
-    assert_eq!(
-        listed(test),
-        [(first.id().to_owned(), "running".to_owned())]
-    );
-    first.write_line("still here");
-    assert_eq!(first.line(), "still here");
+pub fn one_of_two_deleted_by_force_leaves_the_other(test: &Test) {
+    let before = Inventory::take(test);
+    let (mut first, cast) = running(test);
+    let mut second = joined(test, &first);
+
+    one_left(test, "whole", &mut second, &mut first);
+
     recovered(test, &before, &mut first, &cast);
+}
+
+pub fn one_of_two_damaged_and_deleted_by_force_leaves_the_other(test: &Test) {
+    let damages: [Damage; 4] = [
+        ("sockets removed", |dir| {
+            for socket in ["sandbox.sock", "attach.sock"] {
+                fs::remove_file(dir.join(socket)).unwrap();
+            }
+        }),
+        ("journal and sockets removed", |dir| {
+            for file in ["state.json", "sandbox.sock", "attach.sock"] {
+                fs::remove_file(dir.join(file)).unwrap();
+            }
+        }),
+        ("directory removed", |dir| fs::remove_dir_all(dir).unwrap()),
+        ("directory replaced", |dir| {
+            fs::remove_dir_all(dir).unwrap();
+            fs::create_dir(dir).unwrap();
+        }),
+    ];
+    let before = Inventory::take(test);
+    for (what, damage) in damages {
+        for first_goes in [true, false] {
+            let (mut first, cast) = running(test);
+            let mut second = joined(test, &first);
+            let (gone, left) = if first_goes {
+                (&mut first, &mut second)
+            } else {
+                (&mut second, &mut first)
+            };
+            damage(&test.root().join(gone.id()));
+
+            one_left(test, what, gone, left);
+
+            recovered(test, &before, left, &cast);
+        }
+    }
 }

@@ -77,6 +77,7 @@ suite! {
         directory_replaced_by_a_file_is_told_and_removable,
         directory_removed_under_a_running_container_can_still_be_ended,
         one_of_two_deleted_by_force_leaves_the_other,
+        one_of_two_damaged_and_deleted_by_force_leaves_the_other,
         storm_of_execs_leaves_memory_and_descriptors_where_they_were,
         agent_frozen_container_still_killable,
         disk_full_fails_clean_at_every_step,

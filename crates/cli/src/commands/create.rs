@@ -92,7 +92,8 @@ pub fn create(wanted: &Wanted, options: &Options, globals: &Globals) -> Result<(
             let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
             (narrow(size.width()), narrow(size.height()))
         });
-    let standin = StandIn::spawn(options.console_socket.as_deref(), size, looks(&bundle));
+    let console = options.console_socket.as_deref();
+    let standin = StandIn::spawn_first(console, size, looks(&bundle), &paths);
     let made = standin.and_then(|mut standin| {
         let made = make(
             wanted,

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bulkhead_sandbox::claim;
+use bulkhead_sandbox::owner;
 use bulkhead_sandbox::paths::Paths;
-use bulkhead_sandbox::state::{ProcessRef, State, Status};
+use bulkhead_sandbox::state::{ProcessRef, Status};
 use bulkhead_sandbox::sweep::{self, Found};
 use bulkhead_sandbox::vm::pidfd;
 use containerd_shim_protos::api::ShutdownRequest;
@@ -50,10 +51,7 @@ fn delete(paths: &Paths, force: bool) -> Result<(), CommandError> {
     let found = match found {
         // As runc: what is not there need not be removed. Its machine may be, if somebody has removed the
         // directory.
-        Err(_) if force => {
-            end_owner(paths);
-            return Ok(());
-        }
+        Err(_) if force => return end_unrecorded(paths),
         found => found?,
     };
     let wrong_state = |state: &'static str| CommandError::WrongState {
@@ -63,17 +61,25 @@ fn delete(paths: &Paths, force: bool) -> Result<(), CommandError> {
         hint: ": kill it first, or use --force",
     };
     match found {
+        // A directory somebody has made in the place of one that was removed looks like this.
+        Found::Removed if force => return end_unrecorded(paths),
         Found::Removed => return Ok(()),
+        // Nothing takes that long to be made: its files are lost.
+        Found::Starting if force => end_unrecorded(paths)?,
         Found::Starting => return Err(wrong_state("creating")),
         Found::Damaged(error) if !force => return Err(error.into()),
-        Found::Damaged(_) => end_owner(paths),
+        Found::Damaged(_) => end_unrecorded(paths)?,
         // As runc: a container that was never started has nothing to lose.
         Found::State(state)
             if !matches!(state.status, Status::Stopped | Status::Created) && !force =>
         {
             return Err(wrong_state(state.status.as_str()));
         }
-        Found::State(state) => end(paths, &state)?,
+        Found::State(state) => {
+            if let Some(sandbox) = state.sandbox.filter(ProcessRef::is_alive) {
+                end(paths, &sandbox, &state.helpers)?;
+            }
+        }
     }
     sweep::remove(paths);
     if paths.dir().exists() {
@@ -86,15 +92,14 @@ fn delete(paths: &Paths, force: bool) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Ends the sandbox process, in order if it listens, otherwise by force.
-fn end(paths: &Paths, state: &State) -> Result<(), CommandError> {
-    let Some(sandbox) = state.sandbox.filter(ProcessRef::is_alive) else {
-        return Ok(());
-    };
+/// Ends a container and, with the last one in it, its machine: in order if the sandbox process listens,
+/// otherwise by force.
+fn end(paths: &Paths, sandbox: &ProcessRef, helpers: &[ProcessRef]) -> Result<(), CommandError> {
+    let id = paths.id().as_str();
     let asked = common::block_on(async {
         let client = common::connect(paths)?;
         let request = ShutdownRequest {
-            id: state.id.clone(),
+            id: id.to_owned(),
             now: true,
             ..Default::default()
         };
@@ -102,30 +107,63 @@ fn end(paths: &Paths, state: &State) -> Result<(), CommandError> {
         client
             .shutdown(context, &request)
             .await
-            .map_err(CommandError::rpc(&state.id))
+            .map_err(CommandError::rpc(id))
     });
-    let over = asked.is_ok() && claim::wait_until_free(paths, END_LIMIT);
-    // It may live on for other containers of its machine, and the journal then says so.
-    let shared = || State::load(paths).is_ok_and(|state| state.sandbox.is_none());
-    if !(over && (shared() || gone(&sandbox, END_LIMIT))) {
-        sweep::end(&sandbox);
-        state.helpers.iter().for_each(sweep::end);
+    if asked.is_err() || !claim::wait_until_free(paths, END_LIMIT) {
+        oust(paths)?;
+    }
+    // It may live on for other containers of its machine.
+    if owner::residents(sandbox, paths.root()).is_empty() && !gone(sandbox, END_LIMIT) {
+        sweep::end(sandbox);
+        helpers.iter().for_each(sweep::end);
     }
     Ok(())
 }
 
-/// Ends the sandbox process of a container whose files do not tell of it: in order, otherwise by force.
-fn end_owner(paths: &Paths) {
-    let Some(sandbox) = sweep::owner(paths) else {
-        return;
+/// Ends a container whose files do not tell of it.
+fn end_unrecorded(paths: &Paths) -> Result<(), CommandError> {
+    match owner::find(paths) {
+        Some(owner) => end(paths, &owner.process, &[]),
+        None => Ok(()),
+    }
+}
+
+/// Ends a container whose sandbox process cannot be spoken to.
+fn oust(paths: &Paths) -> Result<(), CommandError> {
+    let Some(owner) = owner::find(paths) else {
+        return Ok(());
     };
-    if let Some(fd) = pidfd(&sandbox) {
-        // It may end on its own in between.
-        let _ = pidfd_send_signal(&fd, Signal::TERM);
+    let others = || {
+        let mut others = owner::residents(&owner.process, paths.root());
+        others.retain(|other| other != paths.id().as_str());
+        others.sort();
+        others
+    };
+    match &owner.standin {
+        // The container ends with it, in order.
+        Some(standin) => sweep::end(standin),
+        None if others().is_empty() => {
+            if let Some(fd) = pidfd(&owner.process) {
+                // It may end on its own in between.
+                let _ = pidfd_send_signal(&fd, Signal::TERM);
+            }
+        }
+        // It has ended, and is being put away.
+        None => {}
     }
-    if !gone(&sandbox, OWNER_LIMIT) {
-        sweep::end(&sandbox);
+    if owner.wait_until_free(OWNER_LIMIT) {
+        return Ok(());
     }
+    let others = others();
+    if others.is_empty() {
+        sweep::end(&owner.process);
+        return Ok(());
+    }
+    Err(CommandError::Shared {
+        id: paths.id().to_string(),
+        pid: owner.process.pid,
+        others: others.join(", "),
+    })
 }
 
 /// Whether a process ends within this time.
