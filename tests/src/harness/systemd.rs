@@ -171,6 +171,27 @@ impl Systemd {
             .output()
     }
 
+    /// The runtime under test, as an executable.
+    #[must_use]
+    pub fn executable(&self) -> &Path {
+        &self.runtime
+    }
+
+    /// Starts a daemon that says when it is ready, as a service.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    pub fn serve(&self, name: &str, command: &[&str]) {
+        // Whatever else it might want is not there.
+        let properties = ["DefaultDependencies=no", "Type=notify", "Delegate=yes"];
+        self.command(["systemd-run", "--quiet", "--unit", name])
+            .args(properties.map(|property| format!("--property={property}")))
+            .args(command)
+            .output()
+            .expect_code(0);
+    }
+
     /// A property of a unit.
     #[must_use]
     pub fn property(&self, unit: &str, name: &str) -> String {

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod engines;
+
 use bulkhead_tests::harness::suite::skip;
 use bulkhead_tests::harness::systemd::Systemd;
 use bulkhead_tests::{Bundle, Test, bundle_suite, tests_on};
+use engines::Engine;
 use serde_json::json;
 
 bundle_suite! {
@@ -12,7 +15,9 @@ bundle_suite! {
     uml:
         container_is_in_a_scope_with_its_limits,
         update_changes_what_systemd_knows,
-        path_in_another_form_is_refused;
+        path_in_another_form_is_refused,
+        podman_with_its_systemd_manager_runs_a_container,
+        docker_with_its_systemd_driver_runs_a_container;
     ours: ;
 }
 
@@ -152,4 +157,63 @@ fn scope_of_a_killed_sandbox_is_removed_by_the_next_verb(test: &Test) {
 
     delete.expect_code(0);
     assert_eq!(systemd.property(&unit, "LoadState"), "not-found");
+}
+
+fn podman_with_its_systemd_manager_runs_a_container(test: &Test) {
+    match Systemd::start(test) {
+        Ok(systemd) => lives_in_a_scope(test, &systemd, &Engine::podman(test, &systemd)),
+        Err(reason) => skip(&test.name, &reason),
+    }
+}
+
+fn docker_with_its_systemd_driver_runs_a_container(test: &Test) {
+    match Systemd::start(test) {
+        Ok(systemd) => lives_in_a_scope(test, &systemd, &Engine::docker(test, &systemd)),
+        Err(reason) => skip(&test.name, &reason),
+    }
+}
+
+/// A container goes through its states, and systemd has its scope and its limits.
+fn lives_in_a_scope(test: &Test, systemd: &Systemd, engine: &Engine<'_>) {
+    assert_eq!(engine.runs(&["--rm"], "echo out"), "out");
+
+    let limits = ["--memory=128m", "--cpus=0.5", "--pids-limit=100"];
+    let options = [&["--detach", "--name=named"][..], &limits].concat();
+    let id = engine.runs(
+        &options,
+        "trap 'exit 3' TERM; while :; do sleep 1 & wait $!; done",
+    );
+    let unit = format!("{}-{id}.scope", engine.scope);
+
+    assert_eq!(systemd.property(&unit, "ActiveState"), "active");
+    assert_eq!(systemd.property(&unit, "Slice"), engine.slice);
+    assert_eq!(systemd.property(&unit, "CPUQuotaPerSecUSec"), "500ms");
+    assert_eq!(systemd.property(&unit, "TasksMax"), processes(test, 100));
+    let memory: u64 = systemd.property(&unit, "MemoryLimit").parse().unwrap();
+    assert!(((128 << 20)..(1 << 30)).contains(&memory), "{memory}");
+
+    assert_eq!(engine.succeeds(&["exec", "named", "echo", "in"]), "in");
+    let exec = engine.run(&["exec", "named", "sh", "-c", "exit 7"]);
+    exec.expect_code(7);
+    let stats = ["stats", "--no-stream", "--format={{.MemUsage}}", "named"];
+    let stats = engine.succeeds(&stats);
+    assert!(!stats.starts_with('0'), "{stats}");
+
+    engine.succeeds(&["update", "--pids-limit=50", "named"]);
+    assert_eq!(systemd.property(&unit, "TasksMax"), processes(test, 50));
+
+    let state = |field: &str| engine.succeeds(&["inspect", "--format", field, "named"]);
+    engine.succeeds(&["pause", "named"]);
+    assert_eq!(state("{{.State.Status}}"), "paused");
+    engine.succeeds(&["unpause", "named"]);
+
+    engine.succeeds(&["stop", "named"]);
+    assert_eq!(state("{{.State.ExitCode}}"), "3");
+    assert_eq!(systemd.property(&unit, "LoadState"), "not-found");
+
+    engine.succeeds(&["start", "named"]);
+    assert_eq!(systemd.property(&unit, "ActiveState"), "active");
+    engine.succeeds(&["rm", "--force", "named"]);
+    assert_eq!(systemd.property(&unit, "LoadState"), "not-found");
+    assert_eq!(engine.succeeds(&["ps", "--all", "--quiet"]), "");
 }
