@@ -107,9 +107,14 @@ fn run(args: &Args) -> Result<()> {
         report.insert("stream_mb_s".into(), series::json(&rows));
     }
     if args.wants("engines") {
-        let rows = engines::measure(dir.path(), &bulkhead, &bundle.dir.join("rootfs"), args.runs)?;
-        series::print("run --rm of /bin/true through an engine, ms", &rows);
-        report.insert("engines_ms".into(), series::json(&rows));
+        let rootfs = bundle.dir.join("rootfs");
+        let figures = engines::measure(dir.path(), &bulkhead, &rootfs, args.runs, args.many)?;
+        series::print("run --rm of /bin/true through an engine, ms", &figures.run);
+        report.insert("engines_ms".into(), series::json(&figures.run));
+        series::print("exec of /bin/true through an engine, ms", &figures.exec);
+        report.insert("engines_exec_ms".into(), series::json(&figures.exec));
+        memory::print(&figures.memory, args.many);
+        report.insert("engines_memory_kib".into(), memory::json(&figures.memory));
     }
     if args.json {
         println!("{}", serde_json::Value::Object(report));

@@ -13,7 +13,7 @@ use crate::runtime::Runtime;
 /// KiB for one idle container alone, and for each of many.
 #[derive(Debug)]
 pub struct Row {
-    name: &'static str,
+    name: String,
     one: u64,
     each: u64,
     processes: usize,
@@ -34,7 +34,7 @@ pub fn measure(runtimes: &[Runtime], idle: &Bundle, many: usize) -> Result<Vec<R
             runtime.stop(child, &format!("memory-{n}"))?;
         }
         rows.push(Row {
-            name: runtime.name,
+            name: runtime.name.to_owned(),
             one,
             each,
             processes,
@@ -73,7 +73,7 @@ pub fn json(rows: &[Row]) -> serde_json::Value {
     rows.iter()
         .map(|row| {
             (
-                row.name.to_owned(),
+                row.name.clone(),
                 serde_json::json!({ "one": row.one, "each": row.each }),
             )
         })
@@ -82,8 +82,15 @@ pub fn json(rows: &[Row]) -> serde_json::Value {
 
 /// KiB of the commands and all their descendants, and how many processes those are.
 fn total(commands: &[Child]) -> (u64, usize) {
+    let commands: Vec<u32> = commands.iter().map(Child::id).collect();
+    let family = family(&commands);
+    (sum(&family), family.len())
+}
+
+/// Processes, and all that descend from them.
+fn family(of: &[u32]) -> Vec<u32> {
     let parents = parents();
-    let mut family: Vec<u32> = commands.iter().map(Child::id).collect();
+    let mut family = of.to_vec();
     let mut next = 0;
     while let Some(parent) = family.get(next).copied() {
         family.extend(
@@ -93,16 +100,62 @@ fn total(commands: &[Child]) -> (u64, usize) {
         );
         next += 1;
     }
+    family
+}
+
+fn sum(processes: &[u32]) -> u64 {
     let mut counted: Vec<u32> = Vec::new();
     let mut sum = 0;
-    for pid in &family {
+    for pid in processes {
         // User-Mode Linux has a helper process that shares its parent's memory.
         if !counted.iter().any(|other| same_memory(*pid, *other)) {
             sum += pss(*pid);
             counted.push(*pid);
         }
     }
-    (sum, family.len())
+    sum
+}
+
+/// The memory of what an engine leaves running when it has started a container, and then others.
+#[derive(Debug)]
+pub struct Engine {
+    before: Vec<u32>,
+    one: Option<(u64, usize)>,
+}
+
+impl Engine {
+    /// Nothing of it runs yet. From here on, orphans come to this process.
+    pub fn new() -> Self {
+        // SAFETY: the call takes integers only; it cannot fail with these.
+        let _ = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+        Self {
+            before: family(&[std::process::id()]),
+            one: None,
+        }
+    }
+
+    /// The first container runs.
+    pub fn first(&mut self) {
+        self.one = Some(self.now());
+    }
+
+    /// All `many` of them run.
+    pub fn all(&self, name: &str, many: usize) -> Row {
+        let (one, processes) = self.one.unwrap_or_default();
+        Row {
+            name: name.to_owned(),
+            one,
+            each: self.now().0 / many.max(1) as u64,
+            processes,
+        }
+    }
+
+    fn now(&self) -> (u64, usize) {
+        let mut new = family(&[std::process::id()]);
+        // Those that have ended and wait for somebody to ask have no memory.
+        new.retain(|pid| !self.before.contains(pid) && pss(*pid) > 0);
+        (sum(&new), new.len())
+    }
 }
 
 fn parents() -> BTreeMap<u32, u32> {

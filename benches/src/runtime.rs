@@ -25,7 +25,8 @@ pub struct Runtime {
 /// Gives this process mounts of its own and hides the v2 hierarchy of a hybrid layout: crun refuses
 /// such a layout, and all runtimes shall see the same.
 pub fn private_mounts() -> Result<()> {
-    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+    use rustix::mount::{mount, mount_change, unmount};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
     // SAFETY: only the mount namespace is unshared, before any thread is started.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.context("unshare mounts: run as root")?;
@@ -34,8 +35,15 @@ pub fn private_mounts() -> Result<()> {
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
     .context("make mounts private")?;
-    // Absent on a host with one hierarchy.
-    let _ = unmount("/sys/fs/cgroup/unified", UnmountFlags::DETACH);
+    let unified = "/sys/fs/cgroup/unified";
+    if Path::new(unified).exists() {
+        // It may be hidden already.
+        let _ = unmount(unified, UnmountFlags::DETACH);
+        // crun and runsc write to the directory all the same, and leave it there.
+        let options = c"mode=755";
+        mount("hidden", unified, "tmpfs", MountFlags::empty(), options)
+            .context("hide cgroup v2")?;
+    }
     Ok(())
 }
 

@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
@@ -68,6 +67,15 @@ impl Daemons {
     /// When they cannot be started.
     #[must_use]
     pub fn start(engines: &Engines, options: &[&str]) -> Self {
+        Self::start_with(engines, options, &[])
+    }
+
+    /// The same with further runtimes: the name of each and what dockerd's configuration says of it.
+    ///
+    /// # Panics
+    /// When they cannot be started.
+    #[must_use]
+    pub fn start_with(engines: &Engines, options: &[&str], further: &[(&str, Value)]) -> Self {
         let dir = tempfile::Builder::new().prefix("bh-").tempdir().unwrap();
         let ground = Ground::new(dir.path(), engines);
         let mut daemons = Self {
@@ -78,6 +86,12 @@ impl Daemons {
             dir,
         };
         daemons.containerd = Some(daemons.containerd());
+        let mut runtimes = daemons.runtimes();
+        for (name, runtime) in further {
+            runtimes.insert((*name).to_owned(), runtime.clone());
+        }
+        let config = json!({ "runtimes": runtimes });
+        fs::write(daemons.place("daemon.json"), config.to_string()).unwrap();
         daemons.start_dockerd(options);
         let archive = daemons.dir.path().join("box.tar");
         fs::write(&archive, rootfs::archive()).unwrap();
@@ -137,18 +151,13 @@ impl Daemons {
     /// # Panics
     /// When it does not start.
     pub fn start_dockerd(&self, options: &[&str]) {
-        let file = self.place("daemon.json");
-        if !Path::new(&file).exists() {
-            let config = json!({ "runtimes": self.runtimes() });
-            fs::write(&file, config.to_string()).unwrap();
-        }
         let own = [
             "--config-file".to_owned(),
-            file,
+            self.place("daemon.json"),
             format!("--data-root={}", self.place("docker")),
             format!("--exec-root={}", self.place("docker-exec")),
             format!("--pidfile={}", self.place("dockerd.pid")),
-            format!("--host=unix://{}", self.place("d.sock")),
+            format!("--host={}", self.host()),
             format!("--containerd={}", self.place("c.sock")),
             format!("--cgroup-parent=/{}", self.group),
             "--storage-driver=overlay2".to_owned(),
@@ -179,7 +188,7 @@ impl Daemons {
     }
 
     /// Every runtime there is, by the name of its driver; runc is Docker's own.
-    fn runtimes(&self) -> Value {
+    fn runtimes(&self) -> serde_json::Map<String, Value> {
         let mut runtimes = serde_json::Map::new();
         for name in ["uml", "qemu", "peer"] {
             let Ok(driver) = Driver::named(name) else {
@@ -190,7 +199,13 @@ impl Daemons {
                 runtimes.insert(runtime_name(&driver), json!({ "path": path }));
             }
         }
-        Value::Object(runtimes)
+        runtimes
+    }
+
+    /// Where dockerd listens, as `DOCKER_HOST` has it.
+    #[must_use]
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.place("d.sock"))
     }
 
     /// `docker ARGS…`.
@@ -198,7 +213,7 @@ impl Daemons {
     pub fn docker<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Invocation {
         self.ground
             .command("docker")
-            .env("DOCKER_HOST", format!("unix://{}", self.place("d.sock")))
+            .env("DOCKER_HOST", self.host())
             .args(args)
     }
 
@@ -207,7 +222,7 @@ impl Daemons {
     pub fn compose<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Invocation {
         self.ground
             .command("docker-compose")
-            .env("DOCKER_HOST", format!("unix://{}", self.place("d.sock")))
+            .env("DOCKER_HOST", self.host())
             .args(args)
     }
 

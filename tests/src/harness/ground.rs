@@ -20,7 +20,10 @@ const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 const SET_UP: &str = r#"set -e; dir=$1 root=$2; shift 2
 ip link set lo up
 sysctl -qw net.ipv4.ip_forward=1
-[ ! -d /sys/fs/cgroup/unified ] || umount /sys/fs/cgroup/unified
+if [ -d /sys/fs/cgroup/unified ]; then
+  ! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified
+  mount -t tmpfs hidden /sys/fs/cgroup/unified
+fi
 "#;
 
 /// Makes the root file system `$root` the root, writable in memory only. The rest of the arguments are
@@ -58,7 +61,7 @@ pub struct Ground {
 impl Ground {
     /// New namespaces, with `lo` up, for an engine that has its files in `dir`. When the test process
     /// ends in whatever way, the daemons with a `*.pid` there are ended too. crun, which refuses a host
-    /// that has cgroup v1 and v2 side by side, does not see v2 in there.
+    /// that has cgroup v1 and v2 side by side, does not see v2 in there; what runsc leaves in its place is nobody's.
     ///
     /// Newer engines have their own root file system there, of which nothing is changed, with `dir`,
     /// `/tmp` and the product at their places.
