@@ -76,6 +76,7 @@ impl Machine {
             &mut parts.initramfs,
             &words.join(" "),
             parts.vcpus,
+            &seed()?,
         )?;
 
         processor::block_signal()?;
@@ -220,6 +221,20 @@ fn serial_interrupt(vm: &VmFd) -> Result<EventFd, VmmError> {
     vm.register_irqfd(&interrupt, layout::SERIAL_IRQ)
         .map_err(VmmError::kvm("connect the interrupt of the serial port"))?;
     Ok(interrupt)
+}
+
+/// Random bytes for the guest's generator.
+fn seed() -> Result<[u8; boot::SEED_SIZE], VmmError> {
+    let mut seed = [0; boot::SEED_SIZE];
+    let got = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
+    match got {
+        // Requests of up to 256 bytes are never cut short.
+        Ok(_) => Ok(seed),
+        Err(errno) => Err(VmmError::Host {
+            step: "draw a seed for the guest's random numbers",
+            source: errno.into(),
+        }),
+    }
 }
 
 fn event() -> Result<EventFd, VmmError> {

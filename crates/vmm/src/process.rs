@@ -19,7 +19,7 @@ use crate::{End, VmmConfig, VmmError};
 const KVM: &str = "/dev/kvm";
 
 /// Words of the command line that tell a Linux kernel what this machine has not.
-const WORDS: [&str; 9] = [
+const WORDS: [&str; 10] = [
     // Errors and panics are shown, the story of an ordinary boot is not: each byte is an exit.
     "quiet",
     "console=ttyS0",
@@ -32,6 +32,8 @@ const WORDS: [&str; 9] = [
     "pci=off",
     "pty.legacy_count=0",
     "8250.nr_uarts=1",
+    // The agent's file is copied to plain pages, without what a file system in swap would need.
+    "rootfstype=ramfs",
 ];
 
 /// The machine's process from beginning to end: opens what it needs, enters the jail, makes the machine

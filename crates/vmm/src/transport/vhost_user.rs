@@ -21,6 +21,9 @@ use crate::memory::Memory;
 const MOST_RINGS: u64 = 16;
 /// Descriptors of a ring, at most: what our devices take.
 const RING_SIZE: u16 = 1024;
+/// Those of a vsock device: its driver fills a whole ring with buffers of 4 KiB as soon as it starts,
+/// and twice what a stream's credit covers is enough.
+const VSOCK_RING_SIZE: u16 = 128;
 /// As much of a device's configuration as any of ours has.
 const CONFIGURATION: usize = 64;
 
@@ -117,7 +120,15 @@ impl VhostUser {
             .map_err(VmmError::kvm("connect the interrupt of a device"))
     }
 
+    fn ring_size(&self) -> u16 {
+        match self.kind {
+            DeviceKind::Vsock => VSOCK_RING_SIZE,
+            _ => RING_SIZE,
+        }
+    }
+
     fn start_ring(&mut self, number: usize, ring: &Ring) -> Result<(), vhost::Error> {
+        let most = self.ring_size();
         let front_end = &mut self.front_end;
         let Some(kick) = self.kicks.get(number) else {
             return Ok(());
@@ -126,7 +137,7 @@ impl VhostUser {
         front_end.set_vring_addr(
             number,
             &VringConfigData {
-                queue_max_size: RING_SIZE,
+                queue_max_size: most,
                 queue_size: ring.size,
                 flags: 0,
                 desc_table_addr: ring.descriptors,
@@ -159,7 +170,7 @@ impl Backend for VhostUser {
     }
 
     fn rings(&self) -> (usize, u16) {
-        (self.kicks.len(), RING_SIZE)
+        (self.kicks.len(), self.ring_size())
     }
 
     fn configuration(&self, offset: usize, bytes: &mut [u8]) {

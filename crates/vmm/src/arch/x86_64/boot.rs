@@ -5,6 +5,7 @@ use std::fs::File;
 
 use super::layout::{
     self, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_SIZE, GDT, HIGH_START, LOW_END, PAGE_TABLES,
+    SETUP_DATA,
 };
 use super::mptable;
 use crate::memory::Memory;
@@ -21,7 +22,13 @@ const LOADER_TYPE: usize = 0x210;
 const RAMDISK_IMAGE: usize = 0x218;
 const RAMDISK_SIZE: usize = 0x21c;
 const COMMAND_LINE_POINTER: usize = 0x228;
+const FIRST_SETUP_DATA: usize = 0x250;
 const E820_TABLE: usize = 0x2d0;
+
+/// The kind of setup data that is a seed for random numbers.
+const RNG_SEED: u32 = 9;
+/// As many bytes as a kernel's generator has bits of state, divided by eight.
+pub(crate) const SEED_SIZE: usize = 32;
 
 const PAGE: u64 = 4096;
 
@@ -35,11 +42,13 @@ pub(crate) fn load(
     initramfs: &mut File,
     command_line: &str,
     processors: u8,
+    seed: &[u8; SEED_SIZE],
 ) -> Result<u64, VmmError> {
     let loaded = elf::load(kernel, memory)?;
     let ramdisk = load_initramfs(memory, initramfs, loaded.end)?;
     write_command_line(memory, command_line)?;
     mptable::write(memory, processors)?;
+    memory.write(SETUP_DATA, &setup_data(seed))?;
     memory.write(BOOT_PARAMS, &boot_params(memory, ramdisk))?;
     enter_tables(memory)?;
     Ok(loaded.entry)
@@ -107,6 +116,7 @@ fn boot_params(memory: &Memory, (ramdisk, ramdisk_size): (u32, u32)) -> Vec<u8> 
     let command_line = u32::try_from(COMMAND_LINE).unwrap_or(0);
     put(COMMAND_LINE_POINTER, &command_line.to_le_bytes());
     let entries = e820(memory);
+    put(FIRST_SETUP_DATA, &SETUP_DATA.to_le_bytes());
     put(E820_ENTRIES, &[u8::try_from(entries.len()).unwrap_or(0)]);
     for (index, (start, size)) in entries.into_iter().enumerate() {
         let mut entry = [0; 20];
@@ -116,6 +126,20 @@ fn boot_params(memory: &Memory, (ramdisk, ramdisk_size): (u32, u32)) -> Vec<u8> 
         put(E820_TABLE.saturating_add(index.saturating_mul(20)), &entry);
     }
     page
+}
+
+/// The seed, as the only element of the list of setup data. A kernel that has it need not wait for
+/// entropy, nor make do with little until it has some; it wipes it.
+fn setup_data(seed: &[u8; SEED_SIZE]) -> Vec<u8> {
+    let next = 0_u64.to_le_bytes();
+    let length = u32::try_from(SEED_SIZE).unwrap_or(0);
+    [
+        &next[..],
+        &RNG_SEED.to_le_bytes(),
+        &length.to_le_bytes(),
+        seed,
+    ]
+    .concat()
 }
 
 /// The memory the kernel may use.
@@ -196,6 +220,20 @@ mod tests {
             write_command_line(&memory, &"x".repeat(COMMAND_LINE_SIZE)),
             Err(VmmError::CommandLine { .. })
         ));
+    }
+
+    #[test]
+    fn seed_is_the_only_setup_data_and_named_by_the_zero_page() {
+        let memory = Memory::new(4 << 20).unwrap();
+        let page = boot_params(&memory, (0, 0));
+        let pointer: [u8; 8] = page[FIRST_SETUP_DATA..][..8].try_into().unwrap();
+        assert_eq!(u64::from_le_bytes(pointer), SETUP_DATA);
+
+        let data = setup_data(&[7; SEED_SIZE]);
+
+        assert_eq!(data[..8], [0; 8]);
+        assert_eq!(data[8..16], [9, 0, 0, 0, 32, 0, 0, 0]);
+        assert_eq!(data[16..], [7; SEED_SIZE]);
     }
 
     #[test]

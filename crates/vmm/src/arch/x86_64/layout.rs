@@ -3,6 +3,8 @@
 /// Where the tables for entering 64-bit mode lie; the kernel replaces them by its own.
 pub(crate) const GDT: u64 = 0x500;
 pub(crate) const BOOT_PARAMS: u64 = 0x7000;
+/// A list of further things the kernel is told, one page.
+pub(crate) const SETUP_DATA: u64 = 0x8000;
 pub(crate) const PAGE_TABLES: u64 = 0x9000;
 pub(crate) const COMMAND_LINE: u64 = 0x2_0000;
 /// Longest command line the kernel takes, with its terminating zero.
