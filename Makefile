@@ -8,8 +8,8 @@ XTASK := cargo run $(if $(wildcard target/debug/xtask),--quiet) --locked --packa
 .PHONY: help run test bench build kernel install uninstall clean
 
 help:
-	@echo 'make run        run a container in its own virtual machine   [HYPERVISOR=auto|uml|qemu]'
-	@echo 'make test       everything CI runs                           [TEST=part-of-a-name]'
+	@echo 'make run        run a container in its own virtual machine   [HYPERVISOR=auto|kvm|uml|qemu]'
+	@echo 'make test       everything CI runs                           [TEST=part-of-a-name] [HYPERVISOR=kvm]'
 	@echo 'make bench      start time, memory, throughput beside peers  [BENCH=options]'
 	@echo 'make build      programs, initramfs and kernels under build/'
 	@echo 'make kernel     the guest kernels only'
@@ -21,7 +21,7 @@ run:
 	@$(XTASK) run --hypervisor $(HYPERVISOR)
 
 test:
-	@$(XTASK) test $(TEST)
+	@$(XTASK) test $(if $(filter-out auto,$(HYPERVISOR)),--hypervisor $(HYPERVISOR)) $(TEST)
 
 bench:
 	@$(XTASK) bench -- $(BENCH)

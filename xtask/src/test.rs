@@ -16,13 +16,15 @@ use crate::{build, engines, kernel, licences, paths, setup};
 use tally::{Reader, Tally};
 
 /// A suite that takes longer hangs; seconds.
-const SUITE_LIMIT: &str = "2700";
+const SUITE_LIMIT: u64 = 2700;
+/// The same for all end-to-end suites on KVM, which may interpret guest kernels.
+const KVM_LIMIT: u64 = 8 * 3600;
 
 /// What to run.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Run the end-to-end suites on this hypervisor only
-    #[arg(long)]
+    /// Run the end-to-end suites on this hypervisor only; kvm: all of them, not the few that always run
+    #[arg(long, value_parser = ["uml", "qemu", "kvm", "peer"])]
     hypervisor: Option<String>,
     /// Run only the tests whose name contains this; leaves the checks out
     filter: Option<String>,
@@ -123,7 +125,7 @@ fn suites(options: &Options, tally: &mut Tally) -> Result<()> {
         if has_end_to_end() {
             unit.args(["--exclude", "bulkhead-tests"]);
         }
-        suite(tally, &mut unit, filter)?;
+        suite(tally, &mut unit, &[], filter)?;
     }
     if has_end_to_end() {
         heading("end-to-end tests");
@@ -142,7 +144,9 @@ fn suites(options: &Options, tally: &mut Tally) -> Result<()> {
             // The tests that want them are skipped, and say so.
             Err(error) => tests.env("BULKHEAD_NO_NEWER_ENGINES", format!("{error:#}")),
         };
-        suite(tally, &mut tests, filter)?;
+        let on_kvm = options.hypervisor.as_deref() == Some("kvm");
+        let options: &[&str] = if on_kvm { &["--include-ignored"] } else { &[] };
+        suite(tally, &mut tests, options, filter)?;
     }
     Ok(())
 }
@@ -155,18 +159,32 @@ fn has_end_to_end() -> bool {
 ///
 /// A test that finds that it cannot run here appends `name: reason` to the file
 /// named by `BULKHEAD_SKIPS` and returns: it then counts as skipped.
-fn suite(tally: &mut Tally, cargo: &mut Command, filter: Option<&str>) -> Result<()> {
+fn suite(
+    tally: &mut Tally,
+    cargo: &mut Command,
+    options: &[&str],
+    filter: Option<&str>,
+) -> Result<()> {
     let skips = Skips::new()?;
     cargo.env("BULKHEAD_SKIPS", &skips.path);
-    cargo.arg("--").args(filter);
+    cargo.arg("--").args(options).args(filter);
+    let limit = if options.is_empty() {
+        SUITE_LIMIT
+    } else {
+        KVM_LIMIT
+    };
     let mut reader = Reader::default();
     println!("{}", show(cargo));
-    let status = lines(&mut guarded(cargo), Duration::from_secs(10), |line| {
-        if let Some(line) = line {
-            println!("{line}");
-            reader.line(line);
-        }
-    })?;
+    let status = lines(
+        &mut guarded(cargo, limit),
+        Duration::from_secs(10),
+        |line| {
+            if let Some(line) = line {
+                println!("{line}");
+                reader.line(line);
+            }
+        },
+    )?;
     let failed = reader.failed();
     try_again(tally, &mut reader, cargo)?;
     reader.add_to(tally, &fs::read_to_string(&skips.path).unwrap_or_default());
@@ -189,8 +207,8 @@ fn try_again(tally: &mut Tally, reader: &mut Reader, cargo: &Command) -> Result<
     let names = names.map(<[String]>::to_vec).unwrap_or_default();
     for name in names {
         println!("\nagain, alone: {name}");
-        let mut again = guarded(cargo);
-        // The last argument but the filter is `--`.
+        let mut again = guarded(cargo, SUITE_LIMIT);
+        // The last arguments are those behind `--`.
         again.args(["--exact", &name]);
         let mut second = Reader::default();
         let status = lines(&mut again, Duration::from_secs(10), |line| {
@@ -208,10 +226,10 @@ fn try_again(tally: &mut Tally, reader: &mut Reader, cargo: &Command) -> Result<
 }
 
 /// The same command under `timeout`, which ends the whole process group.
-fn guarded(command: &Command) -> Command {
+fn guarded(command: &Command, seconds: u64) -> Command {
     let mut guarded = Command::new("timeout");
     guarded
-        .args(["--kill-after=10", SUITE_LIMIT])
+        .args(["--kill-after=10", &seconds.to_string()])
         .arg(command.get_program())
         .args(command.get_args());
     if let Some(dir) = command.get_current_dir() {

@@ -43,7 +43,7 @@ impl ConsoleSocket {
     /// When none comes.
     #[must_use]
     pub fn terminal(&self) -> Console {
-        let until = Instant::now() + wait::LIMIT;
+        let until = Instant::now() + wait::limit();
         assert!(
             wait::readable(self.listener.as_fd(), until),
             "nobody connected to the console socket"
@@ -125,7 +125,7 @@ impl Console {
     }
 
     fn read_some(&mut self) -> bool {
-        let came = wait::readable(self.master.as_fd(), Instant::now() + wait::LIMIT);
+        let came = wait::readable(self.master.as_fd(), Instant::now() + wait::limit());
         assert!(came, "nothing more came, and no end: {}", self.seen);
         let mut buffer = [0; 4096];
         match rustix::io::read(&self.master, &mut buffer) {

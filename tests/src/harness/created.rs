@@ -128,7 +128,7 @@ impl<'t> Created<'t> {
             return status;
         }
         let fd = wait::pidfd(self.pid).expect("a child that was not waited for");
-        let ended = wait::readable(fd.as_fd(), Instant::now() + wait::LIMIT);
+        let ended = wait::readable(fd.as_fd(), Instant::now() + wait::limit());
         assert!(ended, "the process of {} did not end", self.id());
         let (_, status) = waitpid(Some(self.pid()), WaitOptions::empty())
             .expect("a child of ours")

@@ -115,7 +115,7 @@ impl Daemons {
         let script = format!("exec \"$@\" >>{} 2>&1", self.place(&format!("{name}.log")));
         let command = self.ground.command(name).args(options).in_shell(&script);
         let mut running = command.env("NOTIFY_SOCKET", &socket).spawn();
-        let until = Instant::now() + wait::LIMIT;
+        let until = Instant::now() + wait::limit();
         let mut message = [0; 4096];
         loop {
             if !wait::readable(ready.as_fd(), until) || !running.is_running() {
@@ -190,7 +190,7 @@ impl Daemons {
     /// Every runtime there is, by the name of its driver; runc is Docker's own.
     fn runtimes(&self) -> serde_json::Map<String, Value> {
         let mut runtimes = serde_json::Map::new();
-        for name in ["uml", "qemu", "peer"] {
+        for name in ["uml", "qemu", "kvm", "peer"] {
             let Ok(driver) = Driver::named(name) else {
                 continue;
             };

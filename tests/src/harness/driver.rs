@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::product::{product, source_tree};
+use super::wait;
 
 /// A hypervisor of ours, or a peer runtime that proves the test itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,9 +32,9 @@ impl Driver {
         if !rustix::process::geteuid().is_root() {
             return Err("needs root".into());
         }
-        let only = std::env::var("BULKHEAD_TEST_HYPERVISOR").unwrap_or_default();
-        if !only.is_empty() && only != name {
-            return Err(format!("restricted to {only}"));
+        let chosen = chosen();
+        if !chosen.is_empty() && chosen != name {
+            return Err(format!("restricted to {chosen}"));
         }
         match name {
             "uml" => Ok(Self::Uml),
@@ -71,6 +72,25 @@ impl Driver {
         }
     }
 
+    /// What `config.toml` has to say for it, besides the choice of the hypervisor.
+    #[must_use]
+    pub fn settings(&self) -> &'static str {
+        match self {
+            // Each page is a matter of instructions there, and each boot one of patience.
+            Self::Kvm(_) if !virtualises() => "memory_mib = 64\nstart_timeout_s = 300\n",
+            _ => "",
+        }
+    }
+
+    /// A `config.toml` that chooses it: some of engines' verbs have no option for that.
+    ///
+    /// # Panics
+    /// For a peer.
+    #[must_use]
+    pub fn config(&self) -> String {
+        format!("hypervisor = {:?}\n{}", self.hypervisor(), self.settings())
+    }
+
     /// Kernels and initramfs for it.
     #[must_use]
     pub fn lib(&self) -> &Path {
@@ -96,6 +116,17 @@ impl fmt::Display for Driver {
     }
 }
 
+/// What the tests of this run are restricted to; empty: nothing.
+fn chosen() -> String {
+    std::env::var("BULKHEAD_TEST_HYPERVISOR").unwrap_or_default()
+}
+
+/// Whether this run is for one driver alone, and it is this one.
+#[must_use]
+pub fn only(name: &str) -> bool {
+    chosen() == name
+}
+
 fn qemu() -> Result<Driver, String> {
     if in_path("qemu-system-x86_64").is_none() {
         return Err("qemu-system-x86_64 is not installed".into());
@@ -115,11 +146,17 @@ fn kvm() -> Result<Driver, String> {
     if virtualises() {
         return Ok(Driver::Kvm(product().lib.clone()));
     }
-    let lib = source_tree().join("build/lib-emulated");
+    wait::be_patient();
+    let lib = emulated_lib();
     if !lib.join("kernels").is_dir() {
         return Err("no kernel for a KVM that interprets: cargo xtask kernel --emulated".into());
     }
     Ok(Driver::Kvm(lib))
+}
+
+/// The library directory with the kernel for a KVM that interprets.
+pub(super) fn emulated_lib() -> PathBuf {
+    source_tree().join("build/lib-emulated")
 }
 
 /// Whether the processor has virtualisation.

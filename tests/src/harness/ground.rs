@@ -133,13 +133,12 @@ pub fn runtime(driver: &Driver, dir: &Path, root: Option<&Path>) -> PathBuf {
     }
     let dir = dir.join(format!("bin-{driver}"));
     fs::create_dir(&dir).unwrap();
-    let config = format!("hypervisor = {:?}\n", driver.hypervisor());
-    fs::write(dir.join("config.toml"), config).unwrap();
+    fs::write(dir.join("config.toml"), driver.config()).unwrap();
     let path = dir.join("bulkhead");
     let root = root.map(|root| format!("--root {} ", root.display()));
     let script = format!(
         "#!/bin/sh\nexport BULKHEAD_LIB={} BULKHEAD_CONFIG_DIR={}\nexec {} {}\"$@\"\n",
-        product().lib.display(),
+        driver.lib().display(),
         dir.display(),
         product().bin.display(),
         root.unwrap_or_default(),

@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::running::Running;
-use super::wait::LIMIT;
+use super::wait;
 
 /// What the command reads.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Invocation {
             dir: None,
             input: Input::Empty,
             output: None,
-            limit: LIMIT,
+            limit: wait::limit(),
         }
     }
 

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use super::driver::{emulated_lib, only, virtualises};
+
 /// Where the executable and what it boots are.
 #[derive(Debug, Clone)]
 pub struct Product {
@@ -22,7 +24,13 @@ pub fn product() -> &'static Product {
         let build = source_tree().join("build");
         let set = |name| std::env::var_os(name).map(PathBuf::from);
         let bin = set("BULKHEAD_BIN").unwrap_or_else(|| build.join("bin/bulkhead"));
-        let lib = set("BULKHEAD_LIB").unwrap_or_else(|| build.join("lib/bulkhead"));
+        let lib = set("BULKHEAD_LIB").unwrap_or_else(|| {
+            if only("kvm") && !virtualises() {
+                emulated_lib()
+            } else {
+                build.join("lib/bulkhead")
+            }
+        });
         for path in [&bin, &lib.join("initramfs.cpio"), &lib.join("kernels")] {
             assert!(
                 path.exists(),

@@ -93,7 +93,7 @@ impl Pty {
     /// # Panics
     /// When it does not come.
     pub fn read_until(&mut self, text: &str) -> String {
-        let until = Instant::now() + wait::LIMIT;
+        let until = Instant::now() + wait::limit();
         loop {
             if let Some(at) = self.seen.find(text) {
                 let rest = self.seen.split_off(at + text.len());
@@ -127,7 +127,7 @@ impl Pty {
     /// When it does not end.
     pub fn wait(&mut self) -> ExitStatus {
         let fd = wait::pidfd(self.child.id()).expect("a child that was not waited for");
-        let until = Instant::now() + wait::LIMIT;
+        let until = Instant::now() + wait::limit();
         let ended = wait::readable(fd.as_fd(), until);
         assert!(ended, "it did not end: `{}`: {}", self.what, self.seen);
         self.child.wait().unwrap()

@@ -7,25 +7,27 @@ use std::sync::{PoisonError, RwLock};
 use super::driver::Driver;
 use super::test::Test;
 
-/// Makes tests of functions `fn(&Test)`, as modules `uml` and `qemu`.
+/// Makes tests of functions `fn(&Test)`, as modules `uml`, `qemu` and `on_kvm`.
 ///
 /// QEMU without hardware acceleration takes a second to boot, so only what its driver could break
-/// runs there: `both` names those, `uml` the others. A suite that takes inventories of the machine
+/// runs there: `both` names those, `uml` the others. All run on KVM when asked for; see [`tests_on!`]. A suite that takes inventories of the machine
 /// begins with `alone;`: no other test of the same file then runs beside it.
 #[macro_export]
 macro_rules! suite {
     (alone; both: $($both:ident),* $(,)?; uml: $($uml:ident),* $(,)?;) => {
         $crate::tests_on!(uml, run_alone, [$($both)* $($uml)*]);
         $crate::tests_on!(qemu, run_alone, [$($both)*]);
+        $crate::tests_on!(on_kvm, run_alone, [$($both)* $($uml)*]);
     };
     (both: $($both:ident),* $(,)?; uml: $($uml:ident),* $(,)?;) => {
         $crate::tests_on!(uml, run_beside, [$($both)* $($uml)*]);
         $crate::tests_on!(qemu, run_beside, [$($both)*]);
+        $crate::tests_on!(on_kvm, run_beside, [$($both)* $($uml)*]);
     };
 }
 
 /// As [`suite!`], with a module `peer` that runs `both` and `uml` on a peer runtime (runc, or the
-/// one named by `BULKHEAD_TEST_RUNTIME`); `ours` runs on our two drivers only.
+/// one named by `BULKHEAD_TEST_RUNTIME`); `ours` runs on our drivers only.
 #[macro_export]
 macro_rules! bundle_suite {
     (
@@ -35,13 +37,31 @@ macro_rules! bundle_suite {
     ) => {
         $crate::tests_on!(uml, run_beside, [$($both)* $($uml)* $($ours)*]);
         $crate::tests_on!(qemu, run_beside, [$($both)* $($ours)*]);
+        $crate::tests_on!(on_kvm, run_beside, [$($both)* $($uml)* $($ours)*]);
         $crate::tests_on!(peer, run_beside, [$($both)* $($uml)*]);
     };
 }
 
-/// One module of tests; used by the suites.
+/// One module of tests; used by the suites. Those of `on_kvm` run only when asked for (`cargo xtask test
+/// --hypervisor kvm`, or `--ignored`): a boot takes some ten seconds where KVM interprets guest kernels.
+/// The few that always run on KVM are in modules `kvm`.
 #[macro_export]
 macro_rules! tests_on {
+    (on_kvm, $run:ident, [$($test:ident)*]) => {
+        mod on_kvm {
+            $(
+                #[test]
+                #[ignore = "runs when KVM is asked for"]
+                fn $test() {
+                    $crate::harness::suite::$run(
+                        "kvm",
+                        concat!("on_kvm::", stringify!($test)),
+                        super::$test,
+                    );
+                }
+            )*
+        }
+    };
     ($driver:ident, $run:ident, [$($test:ident)*]) => {
         mod $driver {
             $(

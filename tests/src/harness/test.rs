@@ -48,10 +48,9 @@ impl Test {
         // As /run is: the state directory decides itself who may look into it.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(dir.path().join("etc")).unwrap();
-        if matches!(driver, Driver::Kvm(_)) {
-            // Where KVM interprets, each page is a matter of instructions and each boot one of patience.
-            let config = "memory_mib = 64\nstart_timeout_s = 240\n";
-            fs::write(dir.path().join("etc/config.toml"), config).unwrap();
+        let settings = driver.settings();
+        if !settings.is_empty() {
+            fs::write(dir.path().join("etc/config.toml"), settings).unwrap();
         }
         Self {
             driver,

@@ -4,14 +4,30 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+/// Set as soon as a test of this process runs where guest kernels are interpreted.
+static SLOW: AtomicBool = AtomicBool::new(false);
+
 /// How long anything may take. Emulated machines on two busy cores are slow; nothing here measures.
-pub const LIMIT: Duration = Duration::from_secs(90);
+#[must_use]
+pub fn limit() -> Duration {
+    Duration::from_secs(if SLOW.load(Ordering::Relaxed) {
+        400
+    } else {
+        90
+    })
+}
+
+/// Makes [`limit`] longer, for all tests of this process.
+pub fn be_patient() {
+    SLOW.store(true, Ordering::Relaxed);
+}
 
 /// Waits until `fd` has something to read, or ended. False when `until` passed first.
 ///
@@ -44,11 +60,11 @@ pub fn pidfd(pid: u32) -> Option<OwnedFd> {
 /// Waits until process `pid` has ended.
 ///
 /// # Panics
-/// When it has not after [`LIMIT`].
+/// When it has not after [`limit`].
 pub fn gone(pid: u32) {
     let Some(fd) = pidfd(pid) else { return };
     assert!(
-        readable(fd.as_fd(), Instant::now() + LIMIT),
+        readable(fd.as_fd(), Instant::now() + limit()),
         "process {pid} did not end"
     );
 }
@@ -56,7 +72,7 @@ pub fn gone(pid: u32) {
 /// Waits until a file exists, in a directory that does.
 ///
 /// # Panics
-/// When it does not after [`LIMIT`].
+/// When it does not after [`limit`].
 pub fn exists(path: &Path) {
     until_changed(path.parent().unwrap(), || path.exists());
 }
@@ -65,9 +81,9 @@ pub fn exists(path: &Path) {
 /// directories of it): looks again after each change.
 ///
 /// # Panics
-/// When it is not after [`LIMIT`].
+/// When it is not after [`limit`].
 pub fn until_changed(dir: &Path, mut reached: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + limit();
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
     let events = inotify::WatchFlags::CREATE
         | inotify::WatchFlags::MOVED_TO

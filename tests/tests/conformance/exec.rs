@@ -221,7 +221,7 @@ fn exit_code(pid: Pid) -> Option<i32> {
     let number = u32::try_from(pid.as_raw_nonzero().get()).unwrap();
     let fd = wait::pidfd(number).expect("a child of ours");
     assert!(
-        wait::readable(fd.as_fd(), Instant::now() + wait::LIMIT),
+        wait::readable(fd.as_fd(), Instant::now() + wait::limit()),
         "it did not end"
     );
     let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();

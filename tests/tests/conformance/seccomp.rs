@@ -158,7 +158,7 @@ fn listener_is_an_engines(subject: &Subject) {
     });
     container.start();
 
-    let until = std::time::Instant::now() + bulkhead_tests::wait::LIMIT;
+    let until = std::time::Instant::now() + bulkhead_tests::wait::limit();
     let listening = std::os::fd::AsFd::as_fd(&listener);
     assert!(
         bulkhead_tests::wait::readable(listening, until),

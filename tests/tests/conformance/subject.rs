@@ -27,7 +27,7 @@ impl Subject {
             Kind::Crun => Driver::Peer(installed("crun")?),
             Kind::Bulkhead => match std::env::var("BULKHEAD_TEST_HYPERVISOR").as_deref() {
                 Ok("peer") => return Err("restricted to the peers".into()),
-                Ok("qemu") => Driver::named("qemu")?,
+                Ok(named @ ("qemu" | "kvm")) => Driver::named(named)?,
                 _ => Driver::named("uml")?,
             },
         };
@@ -38,8 +38,8 @@ impl Subject {
             }
             Driver::Peer(_) => {}
             own => {
-                let config = format!("hypervisor = {:?}\n", own.hypervisor());
-                fs::write(test.config_dir().join("config.toml"), config).unwrap();
+                let config = test.config_dir().join("config.toml");
+                fs::write(config, own.config()).unwrap();
             }
         }
         Ok(Self { test })

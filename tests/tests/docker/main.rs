@@ -16,7 +16,7 @@ use bulkhead_tests::harness::suite::skip;
 use bulkhead_tests::{Docker, Engines, Test};
 
 /// Makes tests of functions `fn(&Docker)`: `both` run on User-Mode Linux, QEMU and the peer, `uml` on all
-/// but QEMU, `newer` once more with newer engines. `not_yet` names what the peer does and ours does not,
+/// but QEMU, all on KVM when asked for, `newer` once more with newer engines. `not_yet` names what the peer does and ours does not,
 /// each with the reason; there they count as skipped.
 #[macro_export]
 macro_rules! docker_suite {
@@ -32,6 +32,9 @@ macro_rules! docker_suite {
         }
         mod qemu {
             $crate::docker_suite!(@run qemu [$($both)*]);
+        }
+        mod on_kvm {
+            $crate::docker_suite!(@asked kvm [$($both)* $($uml)*]);
         }
         mod peer {
             $crate::docker_suite!(@run peer [$($both)* $($uml)* $($($missing)*)?]);
@@ -50,6 +53,20 @@ macro_rules! docker_suite {
             #[test]
             fn $test() {
                 let name = concat!("docker::", stringify!($driver), "::", stringify!($test));
+                bulkhead_tests::harness::suite::run_beside(
+                    stringify!($driver),
+                    name,
+                    |test| $crate::with_docker(test, super::$test),
+                );
+            }
+        )*
+    };
+    (@asked $driver:ident [$($test:ident)*]) => {
+        $(
+            #[test]
+            #[ignore = "runs when KVM is asked for"]
+            fn $test() {
+                let name = concat!("docker::on_", stringify!($driver), "::", stringify!($test));
                 bulkhead_tests::harness::suite::run_beside(
                     stringify!($driver),
                     name,

@@ -135,7 +135,7 @@ impl Cast {
     /// Waits until all of them have ended.
     #[track_caller]
     pub fn gone(&self) {
-        let until = Instant::now() + wait::LIMIT;
+        let until = Instant::now() + wait::limit();
         for (pid, fd) in &self.fds {
             let ended = wait::readable(fd.as_fd(), until);
             assert!(ended, "process {pid} is left of {self:?}");
@@ -187,7 +187,7 @@ pub fn first_ended(commands: &[Running]) -> usize {
         .iter()
         .map(|fd| PollFd::new(fd, PollFlags::IN))
         .collect();
-    let limit = Timespec::try_from(wait::LIMIT).unwrap();
+    let limit = Timespec::try_from(wait::limit()).unwrap();
     assert_ne!(
         poll(&mut polled, Some(&limit)).unwrap(),
         0,
@@ -218,8 +218,8 @@ pub fn waiting(test: &Test) -> Container<'_> {
 
 /// Has engines' containers run on the test's hypervisor: `create` has no option for it.
 pub fn choose_hypervisor(test: &Test) {
-    let config = format!("hypervisor = {:?}\n", test.driver.hypervisor());
-    fs::write(test.config_dir().join("config.toml"), config).unwrap();
+    let config = test.config_dir().join("config.toml");
+    fs::write(config, test.driver.config()).unwrap();
 }
 
 /// What `list` says: name and status of each container.

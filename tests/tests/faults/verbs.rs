@@ -61,7 +61,7 @@ fn caught(cast: &Cast, verb: Invocation, connections: usize) -> Running {
     let before = sockets(cast.sandbox);
     let verb = verb.spawn();
     let ended = wait::pidfd(verb.pid()).expect("a child that was not waited for");
-    let until = Instant::now() + wait::LIMIT;
+    let until = Instant::now() + wait::limit();
     while sockets(cast.sandbox).difference(&before).count() < connections {
         // The kernel tells nobody of a connection but him who takes it.
         let soon = Instant::now() + Duration::from_millis(1);

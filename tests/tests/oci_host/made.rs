@@ -22,7 +22,7 @@ impl<'t> Made<'t> {
     pub fn of(test: &'t Test, bundle: &Bundle<'t>) -> Self {
         if !test.driver.is_peer() {
             // `create` has no option for it.
-            let config = format!("hypervisor = {:?}\n", test.driver.hypervisor());
+            let config = test.driver.config();
             fs::write(test.config_dir().join("config.toml"), config).unwrap();
         }
         Self {

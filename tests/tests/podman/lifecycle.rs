@@ -163,7 +163,7 @@ fn restart_policy_starts_it_again(podman: &Podman) {
 
     let name = podman.detached(&["--restart", "on-failure:5"], script);
 
-    let until = std::time::Instant::now() + bulkhead_tests::wait::LIMIT;
+    let until = std::time::Instant::now() + bulkhead_tests::wait::limit();
     loop {
         let exec = podman.podman(&["exec", &name, "cat", "/log"]);
         if exec.code() == 0 && exec.text() == "again\nagain\nagain" {

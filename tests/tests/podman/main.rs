@@ -15,7 +15,7 @@ use bulkhead_tests::harness::suite::skip;
 use bulkhead_tests::{Engines, Podman, Test};
 
 /// Makes tests of functions `fn(&Podman)`: `both` run on User-Mode Linux, QEMU and the peer, `uml` on all
-/// but QEMU, `newer` once more with newer engines. `not_yet` names what the peer does and ours does not,
+/// but QEMU, all on KVM when asked for, `newer` once more with newer engines. `not_yet` names what the peer does and ours does not,
 /// each with the reason; there they count as skipped.
 #[macro_export]
 macro_rules! podman_suite {
@@ -31,6 +31,9 @@ macro_rules! podman_suite {
         }
         mod qemu {
             $crate::podman_suite!(@run qemu [$($both)*]);
+        }
+        mod on_kvm {
+            $crate::podman_suite!(@asked kvm [$($both)* $($uml)*]);
         }
         mod peer {
             $crate::podman_suite!(@run peer [$($both)* $($uml)* $($($missing)*)?]);
@@ -49,6 +52,20 @@ macro_rules! podman_suite {
             #[test]
             fn $test() {
                 let name = concat!("podman::", stringify!($driver), "::", stringify!($test));
+                bulkhead_tests::harness::suite::run_beside(
+                    stringify!($driver),
+                    name,
+                    |test| $crate::with_podman(test, super::$test),
+                );
+            }
+        )*
+    };
+    (@asked $driver:ident [$($test:ident)*]) => {
+        $(
+            #[test]
+            #[ignore = "runs when KVM is asked for"]
+            fn $test() {
+                let name = concat!("podman::on_", stringify!($driver), "::", stringify!($test));
                 bulkhead_tests::harness::suite::run_beside(
                     stringify!($driver),
                     name,

@@ -1,5 +1,8 @@
 //! Counting what suites report.
 
+/// Why tests of modules `on_kvm` are ignored.
+const ON_KVM: &str = ": runs when KVM is asked for";
+
 /// The sum over all suites.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -9,6 +12,8 @@ pub struct Tally {
     pub failed: Vec<String>,
     /// Tests that did not run, each with its reason.
     pub skipped: Vec<String>,
+    /// Tests that are not of this run: they run on KVM, when asked for.
+    pub on_kvm: usize,
     /// Tests that failed once and passed when they were run again alone.
     pub unsteady: Vec<String>,
 }
@@ -32,6 +37,9 @@ impl Tally {
     /// Prints what was skipped and what failed.
     pub fn print(&self) {
         println!();
+        if self.on_kvm > 0 {
+            println!("{} more with --hypervisor kvm", self.on_kvm);
+        }
         for skipped in &self.skipped {
             println!("skipped  {skipped}");
         }
@@ -119,10 +127,11 @@ impl Reader {
         tally.passed += self.passed.saturating_sub(skips.len());
         tally.skipped.extend(skips.into_iter().map(str::to_owned));
         for index in 0..self.ignored_count {
-            let known = self.ignored.get(index).cloned();
-            tally
-                .skipped
-                .push(known.unwrap_or_else(|| "a test that was ignored".to_owned()));
+            match self.ignored.get(index) {
+                Some(named) if named.ends_with(ON_KVM) => tally.on_kvm += 1,
+                Some(named) => tally.skipped.push(named.clone()),
+                None => tally.skipped.push("a test that was ignored".to_owned()),
+            }
         }
         let start = self.failed.len().saturating_sub(self.failed_count);
         for index in 0..self.failed_count {
@@ -209,6 +218,17 @@ mod tests {
             sum.skipped,
             ["slow: needs /dev/kvm", "other: ignored without a reason"]
         );
+    }
+
+    #[test]
+    fn test_that_waits_for_kvm_to_be_asked_for_is_only_counted() {
+        let sum = tally(
+            "test on_kvm::a ... ignored, runs when KVM is asked for\n\
+             test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n",
+            "",
+        );
+
+        assert_eq!((sum.passed, sum.skipped.len(), sum.on_kvm), (2, 0, 1));
     }
 
     #[test]
