@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_tests::harness::driver::virtualises;
@@ -15,6 +17,13 @@ tests_on!(kvm, run_beside, [
     running_container_takes_processes_and_is_described
     machine_killed_is_told_and_leaves_nothing
 ]);
+
+// What QEMU's own device does of it.
+tests_on!(
+    qemu,
+    run_beside,
+    [memory_freed_or_not_allowed_any_more_goes_back]
+);
 
 /// A boot on a machine that is busy with others.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -90,4 +99,55 @@ fn machine_killed_is_told_and_leaves_nothing(test: &Test) {
     output.expect_error(&["hypervisor process", "SIGKILL"]);
     let why = test.verb(["why", &id]).output();
     assert!(why.text().contains("SIGKILL"), "{why}");
+}
+
+/// How much of the machine's memory is the host's, MiB: what the one file it lies in takes.
+fn taken_mib(container: &Container<'_>) -> u64 {
+    let is_memory = |path: &PathBuf| {
+        fs::read_link(path).is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:"))
+    };
+    let fds = container.processes().into_iter().flat_map(|pid| {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd"));
+        entries.into_iter().flatten().flatten()
+    });
+    let file = fds.map(|entry| entry.path()).find(is_memory);
+    let file = fs::metadata(file.expect("the memory of a machine")).unwrap();
+    file.blocks() / 2048
+}
+
+/// Waits for a line of the container's that says how much memory its guest has free, MiB.
+fn free_mib(container: &mut Container<'_>) -> u64 {
+    let line = container.line();
+    line.trim().parse().unwrap_or_else(|_| panic!("{line:?}"))
+}
+
+fn memory_freed_or_not_allowed_any_more_goes_back(test: &Test) {
+    // A line each second until there is nothing new.
+    let script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; echo ready; read line;
+        rm /dev/shm/x
+        while :; do awk '/MemFree/ { print int($2 / 1024) }' /proc/meminfo; sleep 1; done";
+    let run = test.sh(script).options(["-i", "--memory", "144m"]);
+    let run = run.with(|run| run.limit(PATIENCE).stdin_pipe());
+    let mut container = run.start().ready();
+    let used = taken_mib(&container);
+    assert!(used >= 40, "{used}");
+
+    container.write_line("");
+    while taken_mib(&container) + 30 > used {
+        free_mib(&mut container);
+    }
+
+    let before = free_mib(&mut container);
+    let id = container.id.clone();
+    let update = |memory: &str| {
+        let update = test.verb(["update", "--memory", memory, &id]);
+        update.limit(PATIENCE).output().expect_code(0);
+    };
+    update("83886080");
+    while free_mib(&mut container) + 50 > before {}
+    update("150994944");
+    while free_mib(&mut container) + 20 < before {}
+
+    container.kill("KILL");
+    container.finish().expect_code(137);
 }

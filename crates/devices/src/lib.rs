@@ -1,6 +1,8 @@
 //! Virtio devices over vhost-user, and the process that serves them.
 
+pub mod balloon;
 pub mod block;
+pub mod entropy;
 pub mod fs;
 pub mod guest;
 pub mod net;
@@ -11,6 +13,7 @@ pub mod process;
     reason = "a rig that cannot be built is a failed test"
 )]
 pub mod rig;
+mod ring;
 pub mod session;
 pub mod vsock;
 

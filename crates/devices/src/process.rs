@@ -18,7 +18,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::balloon::Balloon;
 use crate::block::{Block, Medium};
+use crate::entropy::Entropy;
 use crate::fs::{Fs, FsError, share};
 use crate::net::Net;
 use crate::net::frames::Tap;
@@ -45,6 +47,12 @@ pub struct DeviceConfig {
     pub fs: FsConfig,
     /// The streams.
     pub vsock: VsockConfig,
+    /// Inherited listening `AF_UNIX` stream socket for random bytes, if the machine has such a device.
+    #[serde(default)]
+    pub entropy_fd: Option<RawFd>,
+    /// The same for the balloon.
+    #[serde(default)]
+    pub balloon_fd: Option<RawFd>,
     /// The network cards.
     #[serde(default)]
     pub nets: Vec<NetConfig>,
@@ -153,6 +161,10 @@ pub struct Resources {
     pub vsock: UnixListener,
     /// The device's end of the control channel.
     pub control: OwnedFd,
+    /// The hypervisor connects here for random bytes.
+    pub entropy: Option<UnixListener>,
+    /// The hypervisor connects here to give memory back.
+    pub balloon: Option<UnixListener>,
     /// The hypervisor connects here for each network card, and what its frames go to.
     pub nets: Vec<(UnixListener, Tap)>,
     /// The hypervisor connects here for each disk, and what is on it.
@@ -189,6 +201,8 @@ pub fn serve(resources: Resources, config: &DeviceConfig) -> Result<(), DeviceEr
         fs: fs_socket,
         vsock,
         control,
+        entropy,
+        balloon,
         nets,
         blocks,
         proc_fd,
@@ -229,6 +243,14 @@ pub fn serve(resources: Resources, config: &DeviceConfig) -> Result<(), DeviceEr
             .map_err(|e| setup("unshare the working directory")(e.into()))?;
         Ok(fs.run()?)
     })?;
+    if let Some(socket) = entropy {
+        let mut entropy = Session::new(socket, Entropy::default(), &*stop)?;
+        report().on_thread("entropy".to_owned(), move || Ok(entropy.run()?))?;
+    }
+    if let Some(socket) = balloon {
+        let mut balloon = Session::new(socket, Balloon::default(), &*stop)?;
+        report().on_thread("balloon".to_owned(), move || Ok(balloon.run()?))?;
+    }
     for (number, ((socket, tap), config)) in nets.into_iter().zip(&config.nets).enumerate() {
         let net = Net::new(tap, config.mac, config.mtu)
             .map_err(setup("prepare the tap of a network card"))?;
@@ -317,6 +339,8 @@ impl Resources {
             config.vsock.listener_fd,
             config.vsock.control_fd,
         ];
+        numbers.extend(config.entropy_fd);
+        numbers.extend(config.balloon_fd);
         for net in &config.nets {
             numbers.extend([net.listener_fd, net.tap_fd]);
         }
@@ -354,6 +378,16 @@ impl Resources {
                         && socket_type(socket)? == SocketType::SEQPACKET)
                 },
             )?,
+            entropy: config
+                .entropy_fd
+                .map(|fd| listener(fd, "the entropy device's listening socket"))
+                .transpose()?
+                .map(UnixListener::from),
+            balloon: config
+                .balloon_fd
+                .map(|fd| listener(fd, "the balloon's listening socket"))
+                .transpose()?
+                .map(UnixListener::from),
             nets: config
                 .nets
                 .iter()

@@ -58,8 +58,13 @@ struct Queue {
 
 impl<D: Device> Rig<D> {
     /// Gives `device` a guest whose driver is up.
-    pub fn new(mut device: D) -> Self {
+    pub fn new(device: D) -> Self {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory");
+        Self::with_memory(device, memory)
+    }
+
+    /// The same with this memory, of which the first [`DATA`] bytes are the rings.
+    pub fn with_memory(mut device: D, memory: Memory) -> Self {
         let memory = AtomicMemory::new(memory);
         device.update_memory(memory.clone()).expect("memory");
         let vrings: Vec<Vring> = (0u64..)

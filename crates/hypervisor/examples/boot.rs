@@ -51,6 +51,8 @@ fn main() {
         fs_tag: "none".into(),
         vsock_socket: None,
         guest_cid: 3,
+        entropy_socket: None,
+        balloon_socket: None,
         nets: Vec::new(),
         disks: Vec::new(),
         uid,

@@ -50,6 +50,15 @@ impl fmt::Display for Isolation {
     }
 }
 
+/// Devices that not every driver's machines have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackEnds {
+    /// Random bytes.
+    pub entropy: bool,
+    /// Memory that goes back to the host.
+    pub balloon: bool,
+}
+
 /// Boots machines.
 pub trait Driver: fmt::Debug + Send + Sync {
     /// Which driver this is.
@@ -63,6 +72,9 @@ pub trait Driver: fmt::Debug + Send + Sync {
 
     /// The most processors a machine may have.
     fn max_vcpus(&self) -> u32;
+
+    /// The devices for which its machines take a vhost-user back end, besides those all have.
+    fn back_ends(&self) -> BackEnds;
 
     /// Starts `machine` in a jailed process and returns when that process exists; the guest boots
     /// meanwhile. The process is killed when the calling thread ends.
@@ -93,6 +105,11 @@ impl Vm {
         self.control.as_ref()?.as_pausable()
     }
 
+    /// The machine as one whose memory can be made smaller, if its driver can.
+    pub fn as_resizable(&self) -> Option<&dyn Resizable> {
+        self.control.as_ref()?.as_resizable()
+    }
+
     /// The machine as one that tells what it has cost, if its driver can.
     pub fn as_measurable(&self) -> Option<&dyn Measurable> {
         self.control.as_ref()?.as_measurable()
@@ -104,6 +121,25 @@ pub(crate) trait Control: fmt::Debug + Send + Sync {
     fn as_pausable(&self) -> Option<&dyn Pausable>;
 
     fn as_measurable(&self) -> Option<&dyn Measurable>;
+
+    fn as_resizable(&self) -> Option<&dyn Resizable>;
+}
+
+/// A machine that can be asked for some of its memory while it runs, and be given it again. It never has
+/// more than it was started with.
+pub trait Resizable {
+    /// Asks the guest to make do with `bytes`. It follows in its own time, as far as it can, and takes
+    /// memory back before it kills for want of it.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer within some seconds, or refuses.
+    fn set_memory(&self, bytes: u64) -> Result<(), HypervisorError>;
+
+    /// How much memory the guest says it has at this moment, bytes.
+    ///
+    /// # Errors
+    /// As [`set_memory`](Self::set_memory).
+    fn memory(&self) -> Result<u64, HypervisorError>;
 }
 
 /// A machine that counts what its guest costs the host.
@@ -148,6 +184,8 @@ pub struct Abilities {
     pub max_vcpus: u32,
     /// Whether its machines are [`Pausable`].
     pub pause: bool,
+    /// Whether memory the guest has freed goes back to the host, and its machines are [`Resizable`].
+    pub memory: bool,
     /// Whether it needs a usable `/dev/kvm`.
     pub needs_kvm: bool,
 }
@@ -160,6 +198,7 @@ pub fn capabilities() -> [Abilities; 3] {
             summary: "our own machine on hardware KVM: few exits, one small jailed process",
             max_vcpus: crate::kvm::MAX_VCPUS,
             pause: true,
+            memory: true,
             needs_kvm: true,
         },
         Abilities {
@@ -167,6 +206,7 @@ pub fn capabilities() -> [Abilities; 3] {
             summary: "a Linux kernel that is an ordinary process; boots in tens of milliseconds",
             max_vcpus: crate::uml::MAX_VCPUS,
             pause: false,
+            memory: false,
             needs_kvm: false,
         },
         Abilities {
@@ -174,6 +214,7 @@ pub fn capabilities() -> [Abilities; 3] {
             summary: "QEMU's microvm: hardware KVM where it is usable, otherwise emulation",
             max_vcpus: crate::qemu::MAX_VCPUS,
             pause: true,
+            memory: true,
             needs_kvm: false,
         },
     ]

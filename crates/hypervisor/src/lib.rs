@@ -19,7 +19,9 @@ mod uml;
 
 pub use choose::{Choice, Wanted, choose};
 pub use cpu::CpuLease;
-pub use driver::{Abilities, Driver, Isolation, Kind, Measurable, Pausable, Vm, capabilities};
+pub use driver::{
+    Abilities, BackEnds, Driver, Isolation, Kind, Measurable, Pausable, Resizable, Vm, capabilities,
+};
 pub use error::HypervisorError;
 pub use kvm::{BuiltIn, KvmVerdict, MachineStatistics, kvm_verdict};
 pub use machine::{LaunchIo, Machine, Net};

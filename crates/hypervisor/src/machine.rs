@@ -28,6 +28,10 @@ pub struct Machine {
     pub vsock_socket: Option<PathBuf>,
     /// The guest's vsock address. The back end tells it to the guest.
     pub guest_cid: u64,
+    /// Socket of the vhost-user back end for random bytes, if the driver takes one.
+    pub entropy_socket: Option<PathBuf>,
+    /// Socket of the vhost-user balloon, if the driver takes one.
+    pub balloon_socket: Option<PathBuf>,
     /// The machine's network cards.
     pub nets: Vec<Net>,
     /// Sockets of the vhost-user back ends of the machine's disks.

@@ -83,6 +83,18 @@ impl Paths {
         self.dir().join("vsock.sock")
     }
 
+    /// Where the device process serves random bytes to the hypervisor.
+    #[must_use]
+    pub fn entropy_socket(&self) -> PathBuf {
+        self.dir().join("entropy.sock")
+    }
+
+    /// Where the device process serves the balloon to the hypervisor.
+    #[must_use]
+    pub fn balloon_socket(&self) -> PathBuf {
+        self.dir().join("balloon.sock")
+    }
+
     /// Where the device process serves the `number`th network card to the hypervisor.
     #[must_use]
     pub fn net_socket(&self, number: usize) -> PathBuf {

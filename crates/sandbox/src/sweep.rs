@@ -148,6 +148,8 @@ fn bury(paths: &Paths, mut state: State) -> Found {
         paths.attach_socket(),
         paths.fs_socket(),
         paths.vsock_socket(),
+        paths.entropy_socket(),
+        paths.balloon_socket(),
     ] {
         // Absent is what is wanted.
         let _ = fs::remove_file(file);

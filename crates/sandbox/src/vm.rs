@@ -28,7 +28,7 @@ use crate::plan::Plan;
 use crate::state::ProcessRef;
 use crate::timeline::{Actor, Timeline, now_ns};
 use crate::watched;
-use devices::{cards, device_jail, disks, listen, shares, spawn_device};
+use devices::{MachineWide, cards, device_jail, disks, listen, shares, spawn_device};
 
 /// First host uid given to hypervisor processes; the sandbox's PID is added, so that no two running
 /// VMs share one.
@@ -95,6 +95,7 @@ pub struct Vm {
     pub helpers: Vec<ProcessRef>,
     /// When the hypervisor process was spawned.
     pub launched_ns: u64,
+    machine: Arc<bulkhead_hypervisor::Vm>,
     pidfds: Vec<Arc<OwnedFd>>,
     device: Arc<OwnedFd>,
     network: Mutex<Option<Network>>,
@@ -134,6 +135,15 @@ impl Vm {
         let uid = UID_BASE.saturating_add(std::process::id());
         let fs_listener = listen(&dir, "fs.sock", uid)?;
         let vsock_listener = listen(&dir, "vsock.sock", uid)?;
+        let back_ends = plan.choice.driver.back_ends();
+        let entropy = back_ends.entropy.then(|| listen(&dir, "entropy.sock", uid));
+        let balloon = back_ends.balloon.then(|| listen(&dir, "balloon.sock", uid));
+        let machine_wide = MachineWide {
+            fs: fs_listener,
+            vsock: vsock_listener,
+            entropy: entropy.transpose()?,
+            balloon: balloon.transpose()?,
+        };
         let (network, ports) = network.unzip();
         let cards = cards(ports.unwrap_or_default(), &dir, uid)?;
         let nets = cards.iter().enumerate().map(|(number, card)| Net {
@@ -160,8 +170,7 @@ impl Vm {
         let cpu = lease.as_ref().map(CpuLease::cpu);
         let device = spawn_device(
             device_jail(plan, layer, paths, cpu),
-            fs_listener,
-            vsock_listener,
+            machine_wide,
             control,
             cards,
             disks,
@@ -188,6 +197,8 @@ impl Vm {
             fs_tag: SHARE_TAG.to_owned(),
             vsock_socket: Some(paths.vsock_socket()),
             guest_cid: u64::from(GUEST_CID),
+            entropy_socket: back_ends.entropy.then(|| paths.entropy_socket()),
+            balloon_socket: back_ends.balloon.then(|| paths.balloon_socket()),
             nets,
             disks: disk_sockets,
             uid,
@@ -243,7 +254,8 @@ impl Vm {
             };
             watch.start().map_err(step("watch a jailed process"))?;
         }
-        let meter = Meter::start(Arc::new(hypervisor), home.state.clone());
+        let machine = Arc::new(hypervisor);
+        let meter = Meter::start(machine.clone(), home.state.clone());
         let pidfds = std::mem::take(&mut guard.0);
         Ok(Self {
             channel,
@@ -253,6 +265,7 @@ impl Vm {
             ended,
             helpers,
             launched_ns,
+            machine,
             pidfds,
             device: device_pidfd,
             network: Mutex::new(network),
@@ -260,6 +273,23 @@ impl Vm {
             _lease: lease,
             meter,
         })
+    }
+
+    /// Asks the guest to make do with `bytes` of memory, if its machine can be asked; see
+    /// [`bulkhead_hypervisor::Resizable::set_memory`].
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer, or refuses.
+    pub async fn set_memory(&self, bytes: u64) -> Result<(), HypervisorError> {
+        let machine = self.machine.clone();
+        let ask = move || match machine.as_resizable() {
+            Some(resizable) => resizable.set_memory(bytes),
+            None => Ok(()),
+        };
+        // A hypervisor that its guest has taken over may keep the order waiting.
+        let asked = tokio::task::spawn_blocking(ask).await;
+        // It is not called off, and does not panic.
+        asked.unwrap_or(Ok(()))
     }
 
     /// Shares the files of a further container with the guest.

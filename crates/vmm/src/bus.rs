@@ -1,7 +1,7 @@
 //! Who answers at which port and address.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -32,6 +32,14 @@ type Console = Serial<io::Stdout, Box<dyn FnMut() + Send>>;
 pub(crate) struct Bus {
     serial: Mutex<Console>,
     devices: Vec<Mutex<Registers<VhostUser>>>,
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bus")
+            .field("devices", &self.devices)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Bus {
@@ -84,6 +92,12 @@ impl Bus {
         }
     }
 
+    /// The registers of the balloon, if there is one.
+    pub(crate) fn balloon(&self) -> Option<MutexGuard<'_, Registers<VhostUser>>> {
+        let mut devices = self.devices.iter().map(lock);
+        devices.find(|device| device.backend().is_balloon())
+    }
+
     fn device(&self, address: u64) -> Option<(&Mutex<Registers<VhostUser>>, u64)> {
         let place = address.checked_sub(MMIO)?;
         let number = usize::try_from(place / MMIO_PAGE).ok()?;
@@ -100,6 +114,6 @@ fn is_serial(port: u16) -> bool {
 }
 
 /// A panic of another processor's thread ends the process anyway.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

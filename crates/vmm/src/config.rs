@@ -49,6 +49,10 @@ pub enum DeviceKind {
     Net,
     /// A disk.
     Block,
+    /// Random bytes.
+    Entropy,
+    /// Memory that goes back to the host.
+    Balloon,
 }
 
 impl DeviceKind {
@@ -57,6 +61,8 @@ impl DeviceKind {
         match self {
             Self::Net => 1,
             Self::Block => 2,
+            Self::Entropy => 4,
+            Self::Balloon => 5,
             Self::Vsock => 19,
             Self::Fs => 26,
         }
@@ -70,6 +76,8 @@ impl fmt::Display for DeviceKind {
             Self::Vsock => "vsock",
             Self::Net => "network",
             Self::Block => "block",
+            Self::Entropy => "entropy",
+            Self::Balloon => "balloon",
         })
     }
 }

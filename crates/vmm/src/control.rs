@@ -28,6 +28,9 @@ pub(crate) enum Request {
     Resume,
     Status,
     Metrics,
+    /// The guest is to make do with so many bytes of memory.
+    Resize(u64),
+    Memory,
 }
 
 /// Its answers.
@@ -37,6 +40,8 @@ pub(crate) enum Answer {
     Done,
     Running(bool),
     Metrics(Metrics),
+    /// Bytes.
+    Memory(u64),
     Refused(String),
 }
 
@@ -111,6 +116,26 @@ impl Client {
     pub fn metrics(&self) -> Result<Metrics, ControlError> {
         match self.ask(Request::Metrics)? {
             Answer::Metrics(metrics) => Ok(metrics),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Asks the guest to make do with `bytes` of memory, by its balloon. It follows in its own time, and
+    /// takes memory back before it kills for want of it; see [`memory`](Self::memory).
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause); [`ControlError::Refused`] of a machine without a balloon.
+    pub fn resize(&self, bytes: u64) -> Result<(), ControlError> {
+        self.order(Request::Resize(bytes))
+    }
+
+    /// How much memory the guest has, bytes: without what it says it has given away.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    pub fn memory(&self) -> Result<u64, ControlError> {
+        match self.ask(Request::Memory)? {
+            Answer::Memory(bytes) => Ok(bytes),
             other => Err(unexpected(other)),
         }
     }

@@ -18,6 +18,9 @@ use crate::memory::Memory;
 use crate::processor::{self, End, Processor, Running};
 use crate::transport::{Registers, VhostUser};
 
+/// What a balloon counts in, bytes.
+const PAGE: u64 = 4096;
+
 /// What a machine is made from, all of it open.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -38,6 +41,7 @@ pub(crate) struct Machine {
     // Before the memory: a machine must not outlive what it runs in.
     _vm: VmFd,
     memory: Arc<Memory>,
+    bus: Arc<Bus>,
     processors: Vec<Running>,
     gate: Arc<Gate>,
     exits: Arc<Exits>,
@@ -84,6 +88,7 @@ impl Machine {
         let mut machine = Self {
             _vm: vm,
             memory,
+            bus: Arc::clone(&bus),
             processors: Vec::new(),
             gate: Arc::new(Gate::default()),
             exits: Arc::new(Exits::default()),
@@ -155,6 +160,25 @@ impl Machine {
     /// Whether the processors run.
     pub(crate) fn is_running(&self) -> bool {
         self.gate.is_open()
+    }
+
+    /// Asks the guest to make do with `bytes` of memory; whether it can be asked. It follows, or not, in
+    /// its own time.
+    pub(crate) fn resize(&self, bytes: u64) -> bool {
+        let spare = self.memory.size().saturating_sub(bytes) / PAGE;
+        let spare = u32::try_from(spare).unwrap_or(u32::MAX);
+        let balloon = self.bus.balloon();
+        balloon.is_some_and(|mut balloon| {
+            balloon.reconfigure(|device| device.want(spare));
+            true
+        })
+    }
+
+    /// How much memory the guest has, bytes: without what it says it has given away.
+    pub(crate) fn memory_size(&self) -> u64 {
+        let given = self.bus.balloon().map(|balloon| balloon.backend().given());
+        let given = u64::from(given.unwrap_or(0)).saturating_mul(PAGE);
+        self.memory.size().saturating_sub(given)
     }
 
     /// What the machine has cost.

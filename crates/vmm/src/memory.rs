@@ -69,6 +69,12 @@ impl Memory {
             .map(|region| (region.start_addr().0, region.len()))
     }
 
+    /// All of it, bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.ranges().map(|(_, size)| size).sum()
+    }
+
     /// Whether `length` bytes at `address` lie in one part of the memory.
     #[must_use]
     pub fn holds(&self, address: u64, length: u64) -> bool {

@@ -128,6 +128,9 @@ fn obey(machine: &Machine, request: Request) -> Answer {
             Answer::Done
         }
         Request::Status => Answer::Running(machine.is_running()),
+        Request::Resize(bytes) if machine.resize(bytes) => Answer::Done,
+        Request::Resize(_) => Answer::Refused("it has no balloon".to_owned()),
+        Request::Memory => Answer::Memory(machine.memory_size()),
         Request::Metrics => Answer::Metrics(machine.metrics()),
     }
 }

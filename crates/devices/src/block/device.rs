@@ -12,7 +12,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{DescriptorChain, Error as QueueError, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Error as QueueError};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
@@ -20,6 +20,7 @@ use super::request::{self, MAX_RANGE_SECTORS, MAX_RANGES};
 use super::{SECTOR, SERIAL_LEN};
 use crate::config_space;
 use crate::guest::Segments;
+use crate::ring::answer_all;
 use crate::session::{AtomicMemory, Device, Memory, Source, Vring};
 
 const QUEUES: usize = 1;
@@ -98,25 +99,7 @@ impl Block {
         let Some(memory) = self.memory.as_ref().map(GuestAddressSpace::memory) else {
             return Ok(());
         };
-        let mut state = vring.get_mut();
-        if !state.is_enabled() || !state.get_queue().ready() {
-            return Ok(());
-        }
-        loop {
-            state.disable_notification()?;
-            while let Some(chain) = state.get_queue_mut().iter(&*memory)?.next() {
-                let head = chain.head_index();
-                let len = self.answer(&memory, chain);
-                state.add_used(head, len)?;
-                if state.needs_notification()? {
-                    // A full socket (User-Mode Linux) means that one is already waiting.
-                    let _ = state.signal_used_queue();
-                }
-            }
-            if !state.enable_notification()? {
-                return Ok(());
-            }
-        }
+        answer_all(vring, &memory, |chain| self.answer(&memory, chain))
     }
 
     /// Does one request and tells the guest how it went; returns how many bytes were written to its

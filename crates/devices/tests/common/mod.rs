@@ -299,6 +299,8 @@ fn start_device(share: &Path, sockets: [OwnedFd; 3]) -> (u32, OwnedFd) {
             guest_cid: 3,
             control_fd: 6,
         },
+        entropy_fd: None,
+        balloon_fd: None,
         nets: Vec::new(),
         blocks: Vec::new(),
     };
@@ -333,6 +335,8 @@ fn start_bare_device(share: &Path, sockets: [OwnedFd; 3]) -> (u32, OwnedFd) {
             guest_cid: 3,
             control_fd: 115,
         },
+        entropy_fd: None,
+        balloon_fd: None,
         nets: Vec::new(),
         blocks: Vec::new(),
     };

@@ -11,7 +11,7 @@ use bulkhead_vmm::{DeviceConfig, DeviceKind, VmmConfig};
 pub use bulkhead_vmm::Metrics as MachineStatistics;
 
 use crate::cpu::CpuLease;
-use crate::driver::{Measurable, Pausable};
+use crate::driver::{BackEnds, Measurable, Pausable, Resizable};
 use crate::{Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
 
 pub(crate) const MAX_VCPUS: u32 = bulkhead_vmm::MAX_VCPUS as u32;
@@ -81,6 +81,13 @@ impl Driver for BuiltIn {
         if self.emulated { 1 } else { MAX_VCPUS }
     }
 
+    fn back_ends(&self) -> BackEnds {
+        BackEnds {
+            entropy: true,
+            balloon: true,
+        }
+    }
+
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {
         let memory_mib = launch::check(self, machine)?;
         let patches = &machine.kernel.manifest.patches;
@@ -99,6 +106,8 @@ impl Driver for BuiltIn {
         let sockets = [
             (DeviceKind::Fs, machine.fs_socket.as_deref()),
             (DeviceKind::Vsock, machine.vsock_socket.as_deref()),
+            (DeviceKind::Entropy, machine.entropy_socket.as_deref()),
+            (DeviceKind::Balloon, machine.balloon_socket.as_deref()),
         ];
         let cards = machine
             .nets
@@ -184,12 +193,26 @@ impl Measurable for Client {
     }
 }
 
+impl Resizable for Client {
+    fn set_memory(&self, bytes: u64) -> Result<(), HypervisorError> {
+        self.resize(bytes).map_err(failed("resize"))
+    }
+
+    fn memory(&self) -> Result<u64, HypervisorError> {
+        Client::memory(self).map_err(failed("ask after the memory of"))
+    }
+}
+
 impl crate::driver::Control for Client {
     fn as_pausable(&self) -> Option<&dyn Pausable> {
         Some(self)
     }
 
     fn as_measurable(&self) -> Option<&dyn Measurable> {
+        Some(self)
+    }
+
+    fn as_resizable(&self) -> Option<&dyn Resizable> {
         Some(self)
     }
 }

@@ -1,6 +1,6 @@
 //! QEMU's command line.
 
-use super::{Accelerator, FS_FD, MONITOR_FD, VSOCK_FD, files, tsc};
+use super::{Accelerator, ENTROPY_FD, FS_FD, MONITOR_FD, VSOCK_FD, files, tsc};
 use crate::{Machine, Net};
 
 /// Bound of the translator's buffer. Its default takes a gigabyte of address space and, used to the
@@ -69,6 +69,15 @@ pub(super) fn list(
         list.add("-chardev", format!("socket,id=vsock,fd={VSOCK_FD}"));
         list.add("-device", "vhost-user-vsock-device,chardev=vsock");
     }
+    if machine.entropy_socket.is_some() {
+        list.add("-chardev", format!("socket,id=entropy,fd={ENTROPY_FD}"));
+        list.add("-device", "vhost-user-rng,chardev=entropy");
+    }
+    // What the guest frees goes back to the host; and it takes back what it gave before it kills.
+    list.add(
+        "-device",
+        "virtio-balloon-device,id=balloon,free-page-reporting=on,deflate-on-oom=on",
+    );
     for (number, net) in machine.nets.iter().enumerate() {
         add_card(&mut list, number, net);
     }

@@ -14,7 +14,7 @@ use bulkhead_jail::{Jail, Profile, Root};
 use bulkhead_kernels::Flavour;
 
 use crate::cpu::CpuLease;
-use crate::{Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
+use crate::{BackEnds, Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
 
 use qmp::Monitor;
 
@@ -31,6 +31,7 @@ const PROCESSES: u64 = 256;
 pub(crate) const MONITOR_FD: i32 = 4;
 pub(crate) const FS_FD: i32 = 5;
 pub(crate) const VSOCK_FD: i32 = 6;
+pub(crate) const ENTROPY_FD: i32 = 7;
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,14 @@ impl Driver for Qemu {
         MAX_VCPUS
     }
 
+    fn back_ends(&self) -> BackEnds {
+        BackEnds {
+            entropy: true,
+            // It has one itself, and takes no other.
+            balloon: false,
+        }
+    }
+
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {
         let memory_mib = launch::check(self, machine)?;
         let rate = tsc::Measurement::begin();
@@ -126,6 +135,7 @@ impl Driver for Qemu {
         let sockets = [
             (&machine.fs_socket, FS_FD),
             (&machine.vsock_socket, VSOCK_FD),
+            (&machine.entropy_socket, ENTROPY_FD),
         ];
         for (path, number) in sockets {
             if let Some(path) = path {

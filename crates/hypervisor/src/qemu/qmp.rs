@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::driver::Control;
-use crate::{HypervisorError, Measurable, Pausable};
+use crate::{HypervisorError, Measurable, Pausable, Resizable};
 
 /// How long QEMU may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,6 +47,14 @@ impl Monitor {
     }
 
     fn execute(&self, command: &'static str) -> Result<Value, HypervisorError> {
+        self.execute_with(command, None)
+    }
+
+    fn execute_with(
+        &self,
+        command: &'static str,
+        arguments: Option<Value>,
+    ) -> Result<Value, HypervisorError> {
         // A panic of another thread leaves at worst an unread answer behind, and answers carry the
         // name of the command they belong to.
         let mut connection = self
@@ -54,7 +62,7 @@ impl Monitor {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         connection.negotiate()?;
-        connection.execute(command)
+        connection.execute(command, arguments)
     }
 }
 
@@ -76,6 +84,22 @@ impl Pausable for Monitor {
     }
 }
 
+impl Resizable for Monitor {
+    fn set_memory(&self, bytes: u64) -> Result<(), HypervisorError> {
+        let arguments = json!({ "value": bytes });
+        self.execute_with("balloon", Some(arguments)).map(drop)
+    }
+
+    fn memory(&self) -> Result<u64, HypervisorError> {
+        let answer = self.execute("query-balloon")?;
+        let bytes = answer.get("actual").and_then(Value::as_u64);
+        bytes.ok_or_else(|| HypervisorError::Monitor {
+            step: "query-balloon",
+            source: io::Error::other("the answer has no size"),
+        })
+    }
+}
+
 impl Control for Monitor {
     fn as_pausable(&self) -> Option<&dyn Pausable> {
         Some(self)
@@ -83,6 +107,10 @@ impl Control for Monitor {
 
     fn as_measurable(&self) -> Option<&dyn Measurable> {
         None
+    }
+
+    fn as_resizable(&self) -> Option<&dyn Resizable> {
+        Some(self)
     }
 }
 
@@ -112,18 +140,26 @@ impl Connection {
         if greeting.get("QMP").is_none() {
             return Err(failed(io::Error::other("the greeting is not one of QMP")));
         }
-        self.execute("qmp_capabilities")?;
+        self.execute("qmp_capabilities", None)?;
         self.negotiated = true;
         Ok(())
     }
 
-    fn execute(&mut self, command: &'static str) -> Result<Value, HypervisorError> {
+    fn execute(
+        &mut self,
+        command: &'static str,
+        arguments: Option<Value>,
+    ) -> Result<Value, HypervisorError> {
         let failed = |source| HypervisorError::Monitor {
             step: command,
             source,
         };
         // The command's own name is its identifier, returned with the answer.
-        let mut line = json!({ "execute": command, "id": command }).to_string();
+        let mut order = json!({ "execute": command, "id": command });
+        if let (Some(arguments), Some(order)) = (arguments, order.as_object_mut()) {
+            order.insert("arguments".to_owned(), arguments);
+        }
+        let mut line = order.to_string();
         line.push('\n');
         self.stream
             .get_mut()

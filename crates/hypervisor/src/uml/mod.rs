@@ -13,7 +13,7 @@ use bulkhead_jail::{Entry, Jail, Profile, Root};
 use bulkhead_kernels::Flavour;
 
 use crate::cpu::CpuLease;
-use crate::{Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
+use crate::{BackEnds, Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
 
 pub(crate) const MAX_VCPUS: u32 = 1;
 
@@ -74,6 +74,11 @@ impl Driver for Uml {
 
     fn max_vcpus(&self) -> u32 {
         MAX_VCPUS
+    }
+
+    fn back_ends(&self) -> BackEnds {
+        // Its kernel asks the host for random bytes itself, and its memory is its process's own.
+        BackEnds::default()
     }
 
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {

@@ -122,6 +122,8 @@ pub fn machine(driver: &dyn Driver, action: &str) -> Machine {
         fs_tag: "bulkhead".into(),
         vsock_socket: None,
         guest_cid: 3,
+        entropy_socket: None,
+        balloon_socket: None,
         nets: Vec::new(),
         disks: Vec::new(),
         uid,

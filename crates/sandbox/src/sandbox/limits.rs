@@ -44,8 +44,24 @@ impl Sandbox {
             }
             return Err(error);
         }
+        self.fit_machine(&vm, &plan, &wanted).await;
         *lock(&self.limits) = Some(wanted);
         Ok(())
+    }
+
+    /// Asks the guest for the memory that its only container may not use any more, or lets it have that
+    /// again. What a machine without a balloon has been given it keeps, which no limit forbids.
+    async fn fit_machine(&self, vm: &Vm, plan: &Plan, wanted: &LinuxResources) {
+        // What one container of a pod may not use, another one may.
+        let Some(limit) =
+            memory_limit(wanted).filter(|_| !self.pod.has_others(self.request.id.as_str()))
+        else {
+            return;
+        };
+        let bytes = plan::machine_for(limit, &plan.config).min(plan.memory_bytes);
+        if let Err(error) = vm.set_memory(bytes).await {
+            tracing::warn!("{}", crate::error::chain(&error));
+        }
     }
 
     async fn set_guest_limits(&self, vm: &Vm, wanted: &LinuxResources) -> Result<(), SandboxError> {

@@ -29,6 +29,14 @@ pub(super) fn listen(dir: &OwnedFd, name: &str, uid: u32) -> Result<OwnedFd, VmE
     Ok(listener.into())
 }
 
+/// Where the hypervisor connects for what each machine has at most one of.
+pub(super) struct MachineWide {
+    pub(super) fs: OwnedFd,
+    pub(super) vsock: OwnedFd,
+    pub(super) entropy: Option<OwnedFd>,
+    pub(super) balloon: Option<OwnedFd>,
+}
+
 /// A network card to be served: its tap, and where the hypervisor connects.
 pub(super) struct Card {
     pub(super) port: Port,
@@ -67,8 +75,7 @@ pub(super) fn disks(wanted: &[Disk], dir: &OwnedFd, uid: u32) -> Result<Vec<Open
 
 pub(super) fn spawn_device(
     jail: Jail,
-    fs_listener: OwnedFd,
-    vsock_listener: OwnedFd,
+    machine_wide: MachineWide,
     control: OwnedFd,
     cards: Vec<Card>,
     disks: Vec<OpenDisk>,
@@ -77,12 +84,18 @@ pub(super) fn spawn_device(
     const FS_FD: i32 = 4;
     const VSOCK_FD: i32 = 5;
     const CONTROL_FD: i32 = 6;
-    const FIRST_CARD_FD: i32 = 7;
+    const ENTROPY_FD: i32 = 7;
+    const BALLOON_FD: i32 = 8;
+    const FIRST_CARD_FD: i32 = 9;
     let mut fds = vec![
-        (fs_listener, FS_FD),
-        (vsock_listener, VSOCK_FD),
+        (machine_wide.fs, FS_FD),
+        (machine_wide.vsock, VSOCK_FD),
         (control, CONTROL_FD),
     ];
+    let entropy_fd = machine_wide.entropy.as_ref().map(|_| ENTROPY_FD);
+    let balloon_fd = machine_wide.balloon.as_ref().map(|_| BALLOON_FD);
+    fds.extend(machine_wide.entropy.zip(entropy_fd));
+    fds.extend(machine_wide.balloon.zip(balloon_fd));
     let mut nets = Vec::with_capacity(cards.len());
     let mut pairs = (FIRST_CARD_FD..).step_by(2);
     for (card, listener_fd) in cards.into_iter().zip(pairs.by_ref()) {
@@ -118,6 +131,8 @@ pub(super) fn spawn_device(
             guest_cid: u64::from(GUEST_CID),
             control_fd: CONTROL_FD,
         },
+        entropy_fd,
+        balloon_fd,
         nets,
         blocks,
     };

@@ -29,6 +29,10 @@ pub trait Backend: Send {
     /// zero.
     fn configuration(&self, offset: usize, bytes: &mut [u8]);
 
+    /// The driver writes `bytes` to the device's own configuration at `offset`. Most have nothing that
+    /// can be written.
+    fn set_configuration(&mut self, _offset: usize, _bytes: &[u8]) {}
+
     /// The driver is ready: these are its features and its rings, by their numbers.
     ///
     /// # Errors

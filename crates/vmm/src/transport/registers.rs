@@ -97,6 +97,8 @@ pub struct Registers<B> {
     rings: Vec<Ring>,
     most: u16,
     config_changed: bool,
+    /// Counts the changes of the configuration.
+    generation: u8,
     started: bool,
 }
 
@@ -120,6 +122,7 @@ impl<B: Backend> Registers<B> {
             ],
             most,
             config_changed: false,
+            generation: 0,
             started: false,
         }
     }
@@ -127,6 +130,17 @@ impl<B: Backend> Registers<B> {
     /// The device behind the registers.
     pub fn backend(&self) -> &B {
         &self.backend
+    }
+
+    /// Changes the device's configuration, and tells the driver.
+    pub fn reconfigure(&mut self, change: impl FnOnce(&mut B)) {
+        change(&mut self.backend);
+        self.generation = self.generation.wrapping_add(1);
+        // A driver that is not ready yet reads the configuration when it is.
+        if self.started {
+            self.config_changed = true;
+            self.backend.notify();
+        }
     }
 
     /// The guest reads `bytes` at `offset` of the page.
@@ -168,15 +182,19 @@ impl<B: Backend> Registers<B> {
             STATUS => self.status,
             // No shared memory.
             SHM_LEN_LOW | SHM_LEN_HIGH => u32::MAX,
-            // The configuration never changes.
-            CONFIG_GENERATION => 0,
+            CONFIG_GENERATION => u32::from(self.generation),
             _ => 0,
         }
     }
 
     /// The guest writes `bytes` at `offset` of the page.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
-        // No device of ours has a configuration to write to.
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            if let Ok(offset) = usize::try_from(offset) {
+                self.backend.set_configuration(offset, bytes);
+            }
+            return;
+        }
         let Ok(bytes) = <[u8; 4]>::try_from(bytes) else {
             return;
         };

@@ -13,6 +13,7 @@ enum Event {
     Stop,
     Kick(usize),
     Notify,
+    Configure(usize, Vec<u8>),
 }
 
 /// A device with two rings of 256 and one MiB of memory.
@@ -46,6 +47,10 @@ impl Backend for Mock {
         {
             *place = *byte;
         }
+    }
+
+    fn set_configuration(&mut self, offset: usize, bytes: &[u8]) {
+        self.events.push(Event::Configure(offset, bytes.to_vec()));
     }
 
     fn start(&mut self, features: u64, rings: &[(usize, Ring)]) -> Result<(), VmmError> {
@@ -273,6 +278,36 @@ fn configuration_is_read_in_any_size_and_zero_beyond() {
 }
 
 #[test]
+fn configuration_written_reaches_the_device_in_any_size() {
+    let mut registers = Registers::new(Mock::default());
+    write(&mut registers, CONFIG + 4, 0x0403_0201);
+    registers.write(CONFIG + 9, &[5, 6]);
+    let expected = [
+        Event::Configure(4, vec![1, 2, 3, 4]),
+        Event::Configure(9, vec![5, 6]),
+    ];
+    assert_eq!(registers.backend().events, expected);
+}
+
+#[test]
+fn configuration_changed_is_told_once_the_driver_is_ready() {
+    let mut registers = Registers::new(Mock::default());
+    registers.reconfigure(|_| {});
+    assert_eq!(registers.backend().events, []);
+    assert_eq!(read(&registers, CONFIG_GENERATION), 1);
+
+    let mut registers = started();
+    registers.reconfigure(|_| {});
+    assert_eq!(registers.backend().events.last(), Some(&Event::Notify));
+    assert_eq!(
+        read(&registers, INTERRUPT_STATUS),
+        RING_USED | CONFIG_CHANGED
+    );
+    write(&mut registers, INTERRUPT_ACK, CONFIG_CHANGED);
+    assert_eq!(read(&registers, INTERRUPT_STATUS), RING_USED);
+}
+
+#[test]
 fn access_of_an_odd_size_is_ignored() {
     let mut registers = Registers::new(Mock::default());
     registers.write(STATUS, &[1]);
@@ -317,7 +352,7 @@ proptest! {
                     running = false;
                 }
                 Event::Kick(number) => prop_assert!(running && *number < 2),
-                Event::Notify => {}
+                Event::Notify | Event::Configure(..) => {}
             }
         }
     }

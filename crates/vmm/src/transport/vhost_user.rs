@@ -34,6 +34,11 @@ const NEEDED: VhostUserProtocolFeatures = VhostUserProtocolFeatures::CONFIG
 /// Features that a register file without shared memory, ring reset or bound memory can pass on.
 const PASSED_ON: u64 = !(1 << 33 | 1 << 34 | 1 << 40);
 
+/// A balloon's configuration (virtio 1.2, section 5.5.4): pages wanted of the driver, and pages it has
+/// given. It is of this process alone: the back end gives back whatever it is told of.
+const WANTED: std::ops::Range<usize> = 0..4;
+const GIVEN: std::ops::Range<usize> = 4..8;
+
 /// The connection to one device.
 pub(crate) struct VhostUser {
     kind: DeviceKind,
@@ -127,6 +132,28 @@ impl VhostUser {
         }
     }
 
+    /// Whether this is a balloon.
+    pub(crate) fn is_balloon(&self) -> bool {
+        self.kind == DeviceKind::Balloon
+    }
+
+    /// How many pages of 4096 bytes the driver of a balloon is to give; [`Registers::reconfigure`]
+    /// tells it.
+    ///
+    /// [`Registers::reconfigure`]: super::Registers::reconfigure
+    pub(crate) fn want(&mut self, pages: u32) {
+        if let Some(place) = self.configuration.get_mut(WANTED) {
+            place.copy_from_slice(&pages.to_le_bytes());
+        }
+    }
+
+    /// How many pages the driver of a balloon says it has given.
+    pub(crate) fn given(&self) -> u32 {
+        let bytes = self.configuration.get(GIVEN);
+        let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u32::from_le_bytes)
+    }
+
     fn start_ring(&mut self, number: usize, ring: &Ring) -> Result<(), vhost::Error> {
         let most = self.ring_size();
         let front_end = &mut self.front_end;
@@ -177,6 +204,16 @@ impl Backend for VhostUser {
         let here = self.configuration.get(offset..).unwrap_or_default();
         for (place, byte) in bytes.iter_mut().zip(here) {
             *place = *byte;
+        }
+    }
+
+    fn set_configuration(&mut self, offset: usize, bytes: &[u8]) {
+        if self.is_balloon()
+            && offset == GIVEN.start
+            && bytes.len() == GIVEN.len()
+            && let Some(place) = self.configuration.get_mut(GIVEN)
+        {
+            place.copy_from_slice(bytes);
         }
     }
 
