@@ -1,5 +1,7 @@
-//! The kernel, its command line and initial file system, and what it is told of the machine: the
-//! 64-bit boot protocol of Linux (Documentation/arch/x86/boot.rst).
+//! The kernel, its command line and initial file system, and what it is told of the machine.
+//!
+//! The file's content decides how it is entered: Linux, unpacked (ELF) or not (bzImage), by its 64-bit
+//! boot protocol (Documentation/arch/x86/boot.rst); another ELF kernel by PVH, if it has that entry.
 
 use std::fs::File;
 
@@ -7,9 +9,31 @@ use super::layout::{
     self, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_SIZE, GDT, HIGH_START, LOW_END, PAGE_TABLES,
     SETUP_DATA,
 };
-use super::mptable;
+use super::{bzimage, mptable, pvh};
 use crate::memory::Memory;
 use crate::{VmmError, elf};
+
+/// Where and how the first processor begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// In 64-bit mode, by Linux's protocol.
+    Long(u64),
+    /// In 32-bit mode without paging, by PVH.
+    Pvh(u32),
+}
+
+/// A kernel in memory, and what it says of itself.
+struct Kernel {
+    entry: Entry,
+    /// The first address behind it.
+    end: u64,
+    /// The first address the initial file system must not reach.
+    initrd_end: u64,
+    /// The longest command line it takes, without the zero.
+    command_line: usize,
+    /// Its set-up header for the zero page; empty if it has none.
+    header: Vec<u8>,
+}
 
 /// Descriptors of the boot code: 64-bit code and flat data, at the selectors the protocol names.
 const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
@@ -43,23 +67,53 @@ pub(crate) fn load(
     command_line: &str,
     processors: u8,
     seed: &[u8; SEED_SIZE],
-) -> Result<u64, VmmError> {
-    let loaded = elf::load(kernel, memory)?;
-    let ramdisk = load_initramfs(memory, initramfs, loaded.end)?;
-    write_command_line(memory, command_line)?;
+) -> Result<Entry, VmmError> {
+    let kernel = load_kernel(memory, kernel)?;
+    let ramdisk = load_initramfs(memory, initramfs, &kernel)?;
+    write_command_line(memory, command_line, kernel.command_line)?;
     mptable::write(memory, processors)?;
-    memory.write(SETUP_DATA, &setup_data(seed))?;
-    memory.write(BOOT_PARAMS, &boot_params(memory, ramdisk))?;
+    match kernel.entry {
+        Entry::Long(_) => {
+            memory.write(SETUP_DATA, &setup_data(seed))?;
+            memory.write(BOOT_PARAMS, &boot_params(memory, ramdisk, &kernel.header))?;
+        }
+        Entry::Pvh(_) => pvh::write(memory, ramdisk, &memory_map(memory))?,
+    }
     enter_tables(memory)?;
-    Ok(loaded.entry)
+    Ok(kernel.entry)
 }
 
-/// At the end of the lower memory, where the kernel does not need to move it from. Returns start and
+fn load_kernel(memory: &Memory, file: &mut File) -> Result<Kernel, VmmError> {
+    if bzimage::is_one(file) {
+        let loaded = bzimage::load(file, memory)?;
+        return Ok(Kernel {
+            entry: Entry::Long(loaded.entry),
+            end: loaded.end,
+            initrd_end: loaded.initrd_end,
+            command_line: loaded.command_line.min(COMMAND_LINE_SIZE - 1),
+            header: loaded.header,
+        });
+    }
+    let loaded = elf::load(file, memory)?;
+    let entry = match loaded.pvh {
+        Some(address) if !loaded.linux => Entry::Pvh(address),
+        _ => Entry::Long(loaded.entry),
+    };
+    Ok(Kernel {
+        entry,
+        end: loaded.end,
+        initrd_end: u64::MAX,
+        command_line: COMMAND_LINE_SIZE - 1,
+        header: Vec::new(),
+    })
+}
+
+/// At the end of the lower memory, or as high as the kernel reaches, from where it need not move it. Returns start and
 /// size.
 fn load_initramfs(
     memory: &Memory,
     file: &mut File,
-    kernel_end: u64,
+    kernel: &Kernel,
 ) -> Result<(u32, u32), VmmError> {
     let what = "the initial file system";
     let size = file
@@ -70,8 +124,9 @@ fn load_initramfs(
         })?
         .len();
     let (_, low) = memory.ranges().next().unwrap_or_default();
-    let start = low.saturating_sub(size) & !(PAGE - 1);
-    if start < kernel_end {
+    let end = low.min(kernel.initrd_end);
+    let start = end.saturating_sub(size) & !(PAGE - 1);
+    if start < kernel.end {
         return Err(VmmError::TooSmall {
             what,
             address: start,
@@ -88,11 +143,11 @@ fn load_initramfs(
     ))
 }
 
-fn write_command_line(memory: &Memory, text: &str) -> Result<(), VmmError> {
-    if text.len() >= COMMAND_LINE_SIZE {
+fn write_command_line(memory: &Memory, text: &str, most: usize) -> Result<(), VmmError> {
+    if text.len() > most {
         return Err(VmmError::CommandLine {
             length: text.len(),
-            most: COMMAND_LINE_SIZE - 1,
+            most,
         });
     }
     let mut bytes = text.as_bytes().to_vec();
@@ -100,7 +155,7 @@ fn write_command_line(memory: &Memory, text: &str) -> Result<(), VmmError> {
     memory.write(COMMAND_LINE, &bytes)
 }
 
-fn boot_params(memory: &Memory, (ramdisk, ramdisk_size): (u32, u32)) -> Vec<u8> {
+fn boot_params(memory: &Memory, (ramdisk, ramdisk_size): (u32, u32), header: &[u8]) -> Vec<u8> {
     let mut page = vec![0_u8; 4096];
     let mut put = |offset: usize, bytes: &[u8]| {
         let place = offset..offset.saturating_add(bytes.len());
@@ -108,6 +163,7 @@ fn boot_params(memory: &Memory, (ramdisk, ramdisk_size): (u32, u32)) -> Vec<u8> 
             place.copy_from_slice(bytes);
         }
     };
+    put(bzimage::SETUP_HEADER, header);
     put(BOOT_FLAG, &0xaa55_u16.to_le_bytes());
     put(HEADER_MAGIC, b"HdrS");
     put(LOADER_TYPE, &[0xff]);
@@ -115,7 +171,7 @@ fn boot_params(memory: &Memory, (ramdisk, ramdisk_size): (u32, u32)) -> Vec<u8> 
     put(RAMDISK_SIZE, &ramdisk_size.to_le_bytes());
     let command_line = u32::try_from(COMMAND_LINE).unwrap_or(0);
     put(COMMAND_LINE_POINTER, &command_line.to_le_bytes());
-    let entries = e820(memory);
+    let entries = memory_map(memory);
     put(FIRST_SETUP_DATA, &SETUP_DATA.to_le_bytes());
     put(E820_ENTRIES, &[u8::try_from(entries.len()).unwrap_or(0)]);
     for (index, (start, size)) in entries.into_iter().enumerate() {
@@ -143,7 +199,7 @@ fn setup_data(seed: &[u8; SEED_SIZE]) -> Vec<u8> {
 }
 
 /// The memory the kernel may use.
-fn e820(memory: &Memory) -> Vec<(u64, u64)> {
+fn memory_map(memory: &Memory) -> Vec<(u64, u64)> {
     let mut entries = vec![(0, LOW_END)];
     for (start, size) in memory.ranges() {
         let end = start.saturating_add(size);
@@ -193,11 +249,22 @@ mod tests {
         file
     }
 
+    fn kernel(end: u64, initrd_end: u64) -> Kernel {
+        Kernel {
+            entry: Entry::Long(end),
+            end,
+            initrd_end,
+            command_line: COMMAND_LINE_SIZE - 1,
+            header: Vec::new(),
+        }
+    }
+
     #[test]
     fn initramfs_lies_page_aligned_at_the_end_of_memory() {
         let memory = Memory::new(4 << 20).unwrap();
 
-        let (start, size) = load_initramfs(&memory, &mut file(b"archive"), 0x10_0000).unwrap();
+        let kernel = kernel(0x10_0000, u64::MAX);
+        let (start, size) = load_initramfs(&memory, &mut file(b"archive"), &kernel).unwrap();
 
         assert_eq!((start, size), ((4 << 20) - 4096, 7));
         let mut bytes = [0; 7];
@@ -206,18 +273,52 @@ mod tests {
     }
 
     #[test]
+    fn initramfs_lies_no_higher_than_the_kernel_reaches() {
+        let memory = Memory::new(4 << 20).unwrap();
+        let kernel = kernel(0x10_0000, 2 << 20);
+        let (start, _) = load_initramfs(&memory, &mut file(b"archive"), &kernel).unwrap();
+        assert_eq!(start, (2 << 20) - 4096);
+    }
+
+    #[test]
+    fn zero_page_of_a_bzimage_has_its_header_and_what_the_loader_adds() {
+        let memory = Memory::new(4 << 20).unwrap();
+        let image = bzimage::tests::image(b"code");
+        let kernel = load_kernel(&memory, &mut file(&image)).unwrap();
+        assert_eq!(kernel.entry, Entry::Long(0x10_0200));
+
+        let page = boot_params(&memory, (0x20_0000, 7), &kernel.header);
+
+        let preferred = 0x258..0x260;
+        assert_eq!(page[preferred.clone()], image[preferred]);
+        assert_eq!(page[LOADER_TYPE], 0xff);
+        assert_eq!(page[RAMDISK_IMAGE..][..4], 0x20_0000_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn file_of_another_kind_is_refused() {
+        let memory = Memory::new(4 << 20).unwrap();
+        for bytes in [&b""[..], b"#!/bin/sh\n", &[0x1f; 4096]] {
+            let result = load_kernel(&memory, &mut file(bytes));
+            assert!(matches!(result, Err(VmmError::Kernel { .. })));
+        }
+    }
+
+    #[test]
     fn initramfs_that_would_hit_the_kernel_is_refused() {
         let memory = Memory::new(4 << 20).unwrap();
-        let result = load_initramfs(&memory, &mut file(&[0; 8192]), (4 << 20) - 4096);
+        let kernel = kernel((4 << 20) - 4096, u64::MAX);
+        let result = load_initramfs(&memory, &mut file(&[0; 8192]), &kernel);
         assert!(matches!(result, Err(VmmError::TooSmall { .. })));
     }
 
     #[test]
     fn command_line_too_long_is_refused() {
         let memory = Memory::new(4 << 20).unwrap();
-        write_command_line(&memory, &"x".repeat(COMMAND_LINE_SIZE - 1)).unwrap();
+        let most = COMMAND_LINE_SIZE - 1;
+        write_command_line(&memory, &"x".repeat(most), most).unwrap();
         assert!(matches!(
-            write_command_line(&memory, &"x".repeat(COMMAND_LINE_SIZE)),
+            write_command_line(&memory, &"x".repeat(COMMAND_LINE_SIZE), most),
             Err(VmmError::CommandLine { .. })
         ));
     }
@@ -225,7 +326,7 @@ mod tests {
     #[test]
     fn seed_is_the_only_setup_data_and_named_by_the_zero_page() {
         let memory = Memory::new(4 << 20).unwrap();
-        let page = boot_params(&memory, (0, 0));
+        let page = boot_params(&memory, (0, 0), &[]);
         let pointer: [u8; 8] = page[FIRST_SETUP_DATA..][..8].try_into().unwrap();
         assert_eq!(u64::from_le_bytes(pointer), SETUP_DATA);
 
@@ -239,7 +340,7 @@ mod tests {
     #[test]
     fn memory_map_leaves_out_tables_and_devices() {
         let memory = Memory::new(4096 << 20).unwrap();
-        let map = e820(&memory);
+        let map = memory_map(&memory);
         assert_eq!(
             map,
             [

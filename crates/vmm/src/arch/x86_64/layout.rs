@@ -3,6 +3,8 @@
 /// Where the tables for entering 64-bit mode lie; the kernel replaces them by its own.
 pub(crate) const GDT: u64 = 0x500;
 pub(crate) const BOOT_PARAMS: u64 = 0x7000;
+/// The same place, for a kernel that is entered by PVH.
+pub(crate) const START_INFO: u64 = BOOT_PARAMS;
 /// A list of further things the kernel is told, one page.
 pub(crate) const SETUP_DATA: u64 = 0x8000;
 pub(crate) const PAGE_TABLES: u64 = 0x9000;

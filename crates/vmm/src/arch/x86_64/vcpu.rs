@@ -3,7 +3,8 @@
 use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 
-use super::layout::{BOOT_PARAMS, GDT, PAGE_TABLES};
+use super::boot::Entry;
+use super::layout::{BOOT_PARAMS, GDT, PAGE_TABLES, START_INFO};
 use crate::VmmError;
 
 pub(crate) use super::cpuid::{numbered, supported};
@@ -27,36 +28,50 @@ const LAPIC_LINT1: usize = 0x360;
 const DELIVER_EXTERNAL: u32 = 0x700;
 const DELIVER_NMI: u32 = 0x400;
 
-/// Makes the first processor begin at `entry` in 64-bit mode, as the boot protocol wants it. The
-/// others wait for the kernel to start them.
+/// Makes the first processor begin at `entry`, as its boot protocol wants it. The others wait for the
+/// kernel to start them.
 ///
 /// # Errors
 /// [`VmmError::Kvm`].
-pub(crate) fn enter_at(vcpu: &VcpuFd, entry: u64) -> Result<(), VmmError> {
+pub(crate) fn enter_at(vcpu: &VcpuFd, entry: Entry) -> Result<(), VmmError> {
     let mut segments = vcpu
         .get_sregs()
         .map_err(VmmError::kvm("read the system registers"))?;
-    let code = segment(0x10, 0xb, true);
+    let long = matches!(entry, Entry::Long(_));
     let data = segment(0x18, 0x3, false);
-    segments.cs = code;
+    segments.cs = segment(0x10, 0xb, long);
     (segments.ds, segments.es, segments.ss) = (data, data, data);
     (segments.fs, segments.gs) = (data, data);
     segments.gdt.base = GDT;
     segments.gdt.limit = 31;
     segments.idt.limit = 0;
-    segments.cr3 = PAGE_TABLES;
-    segments.cr4 = CR4_PAE;
-    segments.cr0 = CR0_PG | CR0_PE | CR0_ET;
-    segments.efer = EFER_LME | EFER_LMA;
+    segments.cr0 = CR0_PE | CR0_ET;
+    if long {
+        segments.cr3 = PAGE_TABLES;
+        segments.cr4 = CR4_PAE;
+        segments.cr0 |= CR0_PG;
+        segments.efer = EFER_LME | EFER_LMA;
+    } else {
+        // A busy task segment of the smallest size; those KVM begins with are of 16 bits.
+        segments.tr = kvm_segment {
+            limit: 0x67,
+            s: 0,
+            g: 0,
+            db: 0,
+            ..segment(0, 0xb, false)
+        };
+    }
     vcpu.set_sregs(&segments)
         .map_err(VmmError::kvm("set the system registers"))?;
-    let registers = kvm_regs {
+    let mut registers = kvm_regs {
         rflags: 2,
-        rip: entry,
-        rsi: BOOT_PARAMS,
         rsp: BOOT_PARAMS.saturating_sub(16),
         ..Default::default()
     };
+    match entry {
+        Entry::Long(address) => (registers.rip, registers.rsi) = (address, BOOT_PARAMS),
+        Entry::Pvh(address) => (registers.rip, registers.rbx) = (address.into(), START_INFO),
+    }
     vcpu.set_regs(&registers)
         .map_err(VmmError::kvm("set the registers"))
 }
@@ -103,8 +118,8 @@ pub(crate) fn prepare(vcpu: &VcpuFd) -> Result<(), VmmError> {
         .map_err(VmmError::kvm("set the local interrupt controller"))
 }
 
-/// A flat segment of all 4 GiB.
-fn segment(selector: u16, kind: u8, code: bool) -> kvm_segment {
+/// A flat segment of all 4 GiB; `long` is code of 64 bits.
+fn segment(selector: u16, kind: u8, long: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: 0xffff_ffff,
@@ -112,9 +127,9 @@ fn segment(selector: u16, kind: u8, code: bool) -> kvm_segment {
         type_: kind,
         present: 1,
         dpl: 0,
-        db: u8::from(!code),
+        db: u8::from(!long),
         s: 1,
-        l: u8::from(code),
+        l: u8::from(long),
         g: 1,
         avl: 0,
         unusable: 0,
