@@ -69,7 +69,7 @@ enum Step {
 #[derive(Debug)]
 pub struct Launcher {
     socket: OwnedFd,
-    pidfd: OwnedFd,
+    pub pidfd: OwnedFd,
     /// Whether it is known to be free, without a look.
     free: bool,
     /// The capabilities its processes can have, bit n for number n.

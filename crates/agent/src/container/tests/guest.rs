@@ -1,14 +1,15 @@
-//! All of these tests once more in a guest, where cgroup v2 has its controllers:
-//! this very executable in an initramfs, under a User-Mode Linux kernel.
+//! Those of these tests that a host may not be able to run, in a guest, where cgroup v2 has its
+//! controllers: this very executable in an initramfs, under a User-Mode Linux kernel.
 
 use std::{
     fs,
+    io::Write,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-/// Path of a User-Mode Linux kernel.
+/// Path of a User-Mode Linux kernel, instead of that of the build tree.
 const KERNEL: &str = "BULKHEAD_TEST_UML";
 
 /// As the agent does: first a root that can be pivoted away from, then the mounts.
@@ -26,14 +27,13 @@ busybox mount -t tmpfs -o size=200M tmp /tmp
 for c in $(busybox cat /sys/fs/cgroup/cgroup.controllers); do
   echo +$c > /sys/fs/cgroup/cgroup.subtree_control
 done
-/tests container:: --include-ignored --skip guest:: --test-threads 1
+/tests container:: --ignored --test-threads 1
 busybox poweroff -f
 ";
 
 #[test]
-#[ignore = "boots a kernel: BULKHEAD_TEST_UML=<path of a User-Mode Linux kernel>"]
-fn all_container_tests_pass_in_a_guest() {
-    let kernel = PathBuf::from(std::env::var_os(KERNEL).expect("BULKHEAD_TEST_UML is set"));
+fn tests_of_controllers_pass_in_a_guest() {
+    let Some(kernel) = kernel() else { return };
     let work = tempfile::tempdir().unwrap();
     let root = work.path().join("root");
     make_root(&root);
@@ -62,9 +62,26 @@ fn all_container_tests_pass_in_a_guest() {
     let text = String::from_utf8_lossy(&output.stdout);
     let verdict = text.lines().find(|line| line.starts_with("test result: "));
     assert!(
-        verdict.is_some_and(|line| line.starts_with("test result: ok.")),
+        verdict.is_some_and(|line| line.starts_with("test result: ok. ")
+            && !line.starts_with("test result: ok. 0 passed")),
         "{text}"
     );
+}
+
+fn kernel() -> Option<PathBuf> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../build/lib/bulkhead/kernels/default-uml/linux");
+    let kernel = std::env::var_os(KERNEL).map_or(built, PathBuf::from);
+    if kernel.is_file() {
+        return Some(kernel);
+    }
+    let line = format!("agent in a guest: there is no guest kernel ({KERNEL})\n");
+    eprint!("skipped: {line}");
+    if let Some(list) = std::env::var_os("BULKHEAD_SKIPS") {
+        let list = fs::File::options().append(true).create(true).open(list);
+        list.unwrap().write_all(line.as_bytes()).unwrap();
+    }
+    None
 }
 
 fn make_root(root: &Path) {

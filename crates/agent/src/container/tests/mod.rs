@@ -9,6 +9,7 @@ mod exec;
 mod guest;
 mod harness;
 mod isolation;
+mod launching;
 mod lifecycle;
 mod mounting;
 mod options;
