@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Launchers kept while nothing is started.
-const SPARE: usize = 2;
+const SPARE: usize = 1;
 
 impl Container {
     /// Starts a further process in the container.
@@ -110,7 +110,7 @@ impl Container {
     }
 
     /// Lets launchers go that many processes at once have left behind. To be called when a process
-    /// has been started.
+    /// has been started, and when one has ended.
     pub fn settle(&self) {
         let mut launchers = self
             .launchers

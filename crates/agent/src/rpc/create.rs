@@ -176,6 +176,7 @@ async fn supervise(
         oom_killed,
         spans: vec![span],
     }));
+    let _ = registry.with_container(&container, Container::settle);
 }
 
 /// Waits until the reaper has seen the end of a process.
