@@ -7,12 +7,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod late;
+mod tap;
 mod wire;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
+use bulkhead_tests::harness::suite::skip;
 use bulkhead_tests::{Bundle, Invocation, Output, Test, bundle_suite, tests_on};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -32,6 +34,8 @@ bundle_suite! {
         several_interfaces_keep_their_names_and_routes,
         large_frames_pass_where_the_mtu_allows_them,
         macvlan_reaches_its_network,
+        ipvlan_reaches_its_network,
+        tap_reaches_the_program_at_its_other_end,
         namespace_without_interfaces_has_loopback_only,
         configuration_without_a_path_has_loopback_only,
         addresses_that_come_before_start_are_there;
@@ -282,24 +286,47 @@ fn large_frames_pass_where_the_mtu_allows_them(test: &Test) {
 }
 
 fn macvlan_reaches_its_network(test: &Test) {
+    reaches_its_network_on_a_lower_one(test, "macvlan mode bridge");
+}
+
+fn ipvlan_reaches_its_network(test: &Test) {
+    if !wire::knows("ipvlan") {
+        return skip(&test.name, "this host's kernel has no ipvlan");
+    }
+    reaches_its_network_on_a_lower_one(test, "ipvlan mode l2");
+}
+
+/// With an interface of this type on one that stays outside.
+fn reaches_its_network_on_a_lower_one(test: &Test, kind: &str) {
     let wire = Wire::empty();
     wire.around("link add lower type veth peer name far");
     wire.around("link set far master br0 up");
     wire.around("link set lower up");
     let inner = &wire.inner;
-    wire.around("link add mv0 link lower type macvlan mode bridge");
-    wire.around(&format!("link set mv0 netns {inner} name eth0"));
+    wire.around(&format!("link add upper link lower type {kind}"));
+    wire.around(&format!("link set upper netns {inner} name eth0"));
     wire.inside("link set eth0 up");
     wire.give_addresses("eth0");
-    let container = bundle_on(
-        test,
-        &wire,
-        &format!("ping -c 1 -W 20 {AROUND} && echo ready && read x"),
-    );
-    let mut container = container.start().ready();
+    is_reached_and_reaches(test, &wire);
+}
 
-    let ping = wire.command_around(&format!("/bin/busybox ping -c 1 -W 20 {INSIDE}"));
-    ping.output().expect_code(0);
+fn tap_reaches_the_program_at_its_other_end(test: &Test) {
+    let wire = Wire::empty();
+    let program = tap::Program::start(&wire);
+    wire.give_addresses("eth0");
+    is_reached_and_reaches(test, &wire);
+    drop(program);
+}
+
+fn is_reached_and_reaches(test: &Test, wire: &Wire) {
+    let script =
+        format!("ping -c 1 -W 20 {AROUND} && ping -c 1 -W 20 {AROUND6} && echo ready && read x");
+    let mut container = bundle_on(test, wire, &script).start().ready();
+
+    for address in [INSIDE, INSIDE6] {
+        let ping = wire.command_around(&format!("/bin/busybox ping -c 1 -W 20 {address}"));
+        ping.output().expect_code(0);
+    }
 
     container.write_line("");
     container.finish().expect_code(0);

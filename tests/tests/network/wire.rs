@@ -131,6 +131,18 @@ impl Drop for Wire {
     }
 }
 
+/// Whether this host's kernel knows a type of interface.
+pub fn knows(kind: &str) -> bool {
+    let wire = Wire::empty();
+    wire.around("link add lower type veth peer name far");
+    let words = format!("-n {} link add upper link lower type {kind}", wire.outer);
+    let output = Command::new("ip").args(words.split(' ')).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    let unknown = error.contains("Unknown device type");
+    assert!(output.status.success() || unknown, "ip {words}: {error}");
+    !unknown
+}
+
 pub fn ip(words: &str) -> String {
     run("ip", words)
 }
