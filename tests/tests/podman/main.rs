@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod commands;
+mod crowd;
 mod exec;
 mod lifecycle;
 mod network;
