@@ -118,6 +118,12 @@ pub fn diagnose(part: Part, end: End, console: &str, log: &str) -> Failure {
             format!("The guest's agent gave up: {}", printable(text)),
             "Look at the console lines; `bulkhead doctor` checks the kernel and the host",
         )
+    } else if log.contains("The guest's kernel panicked") {
+        (
+            "The guest's kernel panicked, and its console does not say why".into(),
+            "Look at the registers in the log lines; another installed kernel can be chosen with \
+             --kernel",
+        )
     } else {
         match (part, end) {
             (Part::Hypervisor, End::Exited(0)) => (
@@ -197,6 +203,15 @@ mod tests {
         let failure = diagnose(Part::Hypervisor, End::Exited(1), console, "");
         assert_eq!(failure.cause, "The guest's kernel panicked: VFS: no root");
         assert!(failure.evidence.iter().any(|line| line.contains("more")));
+    }
+
+    #[test]
+    fn diagnose_panic_that_only_the_machine_tells_of_is_a_panic() {
+        let log = "bulkhead vmm: The guest's kernel panicked on processor 0; its last console \
+                   lines say why\nregisters: rip=0x1";
+        let failure = diagnose(Part::Hypervisor, End::Exited(1), "", log);
+        assert!(failure.cause.contains("kernel panicked"), "{failure:?}");
+        assert!(failure.evidence.iter().any(|line| line.contains("rip=0x1")));
     }
 
     #[test]

@@ -16,6 +16,10 @@ const RESET: u8 = 0xfe;
 const CLOCK_DATA: u16 = 0x71;
 /// Ports of the serial port.
 const SERIAL_PORTS: u16 = 8;
+/// Where a kernel tells of its panic: QEMU's port and bits, docs/specs/pvpanic.rst there. Read, it tells
+/// what can be told.
+const PANIC_PORT: u16 = 0x505;
+const PANICKED: u8 = 1;
 
 /// What follows from a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub(crate) enum Verdict {
     Continue,
     /// The guest wants the machine to start anew.
     Reset,
+    /// The guest's kernel says that it cannot go on.
+    Panicked,
 }
 
 /// The console of the process, and the guest's interrupt for it.
@@ -62,6 +68,7 @@ impl Bus {
             *byte = match port {
                 _ if is_serial(port) => self.serial(|serial| serial.read(port - SERIAL_PORT)),
                 KEYBOARD_STATUS | CLOCK_DATA => 0,
+                PANIC_PORT => PANICKED,
                 _ => 0xff,
             };
         }
@@ -74,6 +81,9 @@ impl Bus {
             } else if port == KEYBOARD_STATUS && *byte == RESET {
                 self.serial(Serial::flush);
                 return Verdict::Reset;
+            } else if port == PANIC_PORT && byte & PANICKED != 0 {
+                self.serial(Serial::flush);
+                return Verdict::Panicked;
             }
         }
         Verdict::Continue

@@ -137,6 +137,18 @@ pub enum VmmError {
         /// How often it had left the guest, by reason.
         exits: String,
     },
+    /// The guest's kernel told of its panic; its last words are on the console.
+    #[error(
+        "The guest's kernel panicked on processor {number}; its last console lines say why\nregisters: {registers}\nexits: {exits}"
+    )]
+    Panicked {
+        /// The processor that told it.
+        number: u8,
+        /// Its registers then.
+        registers: String,
+        /// How often it had left the guest, by reason.
+        exits: String,
+    },
     /// A value that is always right was not.
     #[error("Could not make {what}; please report this")]
     Internal {

@@ -19,7 +19,7 @@ use crate::gate::Gate;
 /// How a machine came to its end in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The guest reset the machine, as it does after a panic; machines are not started twice.
+    /// The guest reset the machine, as it does in the end; machines are not started twice.
     Reset,
     /// Whoever commanded the machine is gone.
     Abandoned,
@@ -123,6 +123,13 @@ impl Processor {
                 Ok(exit) => match serve(exit, &self.bus, &self.exits) {
                     Ok(Verdict::Continue) => {}
                     Ok(Verdict::Reset) => return Ok(End::Reset),
+                    Ok(Verdict::Panicked) => {
+                        return Err(VmmError::Panicked {
+                            number: self.number,
+                            registers: report::registers(&self.vcpu),
+                            exits: self.exits_so_far(),
+                        });
+                    }
                     Err(reason) => return Err(self.stopped(reason)),
                 },
                 Err(error) if error.errno() == libc::EINTR => {
@@ -139,18 +146,22 @@ impl Processor {
     }
 
     fn stopped(&self, reason: String) -> VmmError {
+        VmmError::Processor {
+            number: self.number,
+            reason,
+            registers: report::registers(&self.vcpu),
+            exits: self.exits_so_far(),
+        }
+    }
+
+    fn exits_so_far(&self) -> String {
         let mut exits = self.exits.now().to_string();
         if let Some(counters) = self.counters.as_ref() {
             for (name, value) in counters.all() {
                 exits.push_str(&format!("; {name} {value}"));
             }
         }
-        VmmError::Processor {
-            number: self.number,
-            reason,
-            registers: report::registers(&self.vcpu),
-            exits,
-        }
+        exits
     }
 }
 

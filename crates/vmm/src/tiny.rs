@@ -114,6 +114,29 @@ fn reset_line_ends_the_machine_in_order() {
 }
 
 #[test]
+fn panic_port_ends_the_machine_with_a_report() {
+    // mov dx, 0x505; in al, dx; mov cx, 0x4321; out dx, al: what can be told is told.
+    let code = [0xba, 0x05, 0x05, 0xec, 0xb9, 0x21, 0x43, 0xee];
+    let Some(tiny) = Tiny::run(&code, false, &nothing) else {
+        return;
+    };
+    let report = tiny.end().unwrap_err().to_string();
+    assert!(report.contains("panicked on processor 0"), "{report}");
+    assert!(report.contains("rcx=0x4321"), "{report}");
+    assert!(report.contains("exits: 2 of ports"), "{report}");
+}
+
+#[test]
+fn panic_port_written_without_a_panic_goes_on() {
+    // mov dx, 0x505; mov al, 2; out dx, al; then the reset line.
+    let code = [&[0xba, 0x05, 0x05, 0xb0, 0x02, 0xee][..], &RESET].concat();
+    let Some(tiny) = Tiny::run(&code, false, &nothing) else {
+        return;
+    };
+    assert_eq!(tiny.end().unwrap(), End::Reset);
+}
+
+#[test]
 fn halt_without_interrupts_is_reported_with_registers_and_exits() {
     // mov cx, 0x1234; in al, 0x64; hlt
     let code = [0xb9, 0x34, 0x12, 0xe4, 0x64, 0xf4];
