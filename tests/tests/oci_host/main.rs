@@ -6,11 +6,13 @@
 mod groups;
 mod hooks;
 mod made;
+mod together;
 mod verbs;
 
 use bulkhead_tests::bundle_suite;
 use groups::*;
 use hooks::*;
+use together::*;
 use verbs::*;
 
 bundle_suite! {
@@ -34,6 +36,8 @@ bundle_suite! {
         signal_to_an_ended_container_is_answered_in_the_words_engines_look_for,
         processes_as_json_are_those_of_the_host,
         created_container_takes_a_process_and_can_be_paused,
+        verbs_do_not_wait_for_one_on_another_container,
+        verbs_do_not_wait_for_one_on_another_container_of_the_machine,
         start_container_hook_runs_in_the_container;
     ours:
         limits_of_memory_and_processes_leave_room_for_the_machine,
@@ -69,6 +73,8 @@ mod ours {
             features_are_those_of_the_product,
             checkpoint_and_restore_say_why_not,
             version_is_as_engines_parse_it,
-            global_options_of_runc_are_understood;
+            global_options_of_runc_are_understood,
+            state_does_not_wait_for_a_verb_on_the_same_container,
+            standin_takes_less_than_a_mebibyte;
     }
 }
