@@ -30,7 +30,7 @@ const GROUP: &str = "bulkhead-docker";
 /// containerd and dockerd, with one image and all runtimes there are.
 #[derive(Debug)]
 pub struct Daemons {
-    containerd: Option<Running>,
+    containerd: Mutex<Option<Running>>,
     dockerd: Mutex<Option<Running>>,
     group: String,
     ground: Ground,
@@ -78,14 +78,14 @@ impl Daemons {
     pub fn start_with(engines: &Engines, options: &[&str], further: &[(&str, Value)]) -> Self {
         let dir = tempfile::Builder::new().prefix("bh-").tempdir().unwrap();
         let ground = Ground::new(dir.path(), engines);
-        let mut daemons = Self {
-            containerd: None,
+        let daemons = Self {
+            containerd: Mutex::new(None),
             dockerd: Mutex::new(None),
             group: format!("{GROUP}-{}", dir.path().file_name().unwrap().display()),
             ground,
             dir,
         };
-        daemons.containerd = Some(daemons.containerd());
+        daemons.start_containerd();
         let mut runtimes = daemons.runtimes();
         for (name, runtime) in further {
             runtimes.insert((*name).to_owned(), runtime.clone());
@@ -131,7 +131,11 @@ impl Daemons {
         running
     }
 
-    fn containerd(&self) -> Running {
+    /// Starts containerd, which does not run.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_containerd(&self) {
         let config = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\noom_score = 0\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
@@ -143,7 +147,8 @@ impl Daemons {
         );
         let file = self.place("containerd.toml");
         fs::write(&file, config).unwrap();
-        self.daemon("containerd", &["--config", &file])
+        let running = self.daemon("containerd", &["--config", &file]);
+        *self.containerd.lock().unwrap() = Some(running);
     }
 
     /// Starts dockerd, which does not run.
@@ -171,20 +176,21 @@ impl Daemons {
         *self.dockerd.lock().unwrap() = Some(running);
     }
 
-    /// Ends dockerd.
+    /// Ends dockerd in order.
     ///
     /// # Panics
     /// When it does not end.
     pub fn stop_dockerd(&self) {
-        let running = self
-            .dockerd
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(running) = running {
-            running.signal(Signal::TERM);
-            let _ = running.finish();
-        }
+        end(&self.dockerd, Signal::TERM);
+    }
+
+    /// Kills dockerd and containerd.
+    ///
+    /// # Panics
+    /// When they do not end.
+    pub fn kill(&self) {
+        end(&self.dockerd, Signal::KILL);
+        end(&self.containerd, Signal::KILL);
     }
 
     /// Every runtime there is, by the name of its driver; runc is Docker's own.
@@ -242,15 +248,21 @@ impl Drop for Daemons {
             let _ = remove.args(all.split_whitespace()).output();
         }
         self.stop_dockerd();
-        if let Some(running) = self.containerd.take() {
-            running.signal(Signal::TERM);
-            let _ = running.finish();
-        }
+        end(&self.containerd, Signal::TERM);
         let left = inventory::control_groups(&self.group);
         inventory::kill_all_of(self.dir.path());
         if !std::thread::panicking() {
             assert!(left.is_empty(), "control groups are left: {left:?}");
         }
+    }
+}
+
+/// Ends a daemon, if it runs.
+fn end(daemon: &Mutex<Option<Running>>, signal: Signal) {
+    let running = daemon.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(running) = running {
+        running.signal(signal);
+        let _ = running.finish();
     }
 }
 
