@@ -2,12 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-use bulkhead_tests::{Test, suite};
+use std::fs;
+use std::path::Path;
+
+use bulkhead_tests::harness::suite::skip;
+use bulkhead_tests::{Driver, Test, suite};
 
 suite! {
     both:
         memory_limit_exceeded_container_killed_and_told,
-        pids_limit_bounds_a_fork_bomb;
+        pids_limit_bounds_a_fork_bomb,
+        huge_pages_are_the_machines_memory_or_refused;
     uml:
         memory_limit_is_in_the_cgroup,
         memory_limit_leaves_room_for_what_it_allows,
@@ -32,6 +37,70 @@ fn memory_limit_exceeded_container_killed_and_told(test: &Test) {
     assert!(error.contains("--memory"), "{output}");
     let report: serde_json::Value = serde_json::from_str(error.lines().last().unwrap()).unwrap();
     assert_eq!(report["oomKilled"], true);
+}
+
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+fn pool(file: &str) -> u64 {
+    let text = fs::read_to_string(Path::new(POOL).join(file)).unwrap();
+    text.trim().parse().unwrap()
+}
+
+/// So many more huge pages on this host, as long as it lives.
+struct MorePages(u64);
+
+impl MorePages {
+    fn new(count: u64) -> Self {
+        let before = pool("nr_hugepages");
+        let more = Self(before);
+        fs::write(
+            Path::new(POOL).join("nr_hugepages"),
+            (before + count).to_string(),
+        )
+        .unwrap();
+        more
+    }
+}
+
+impl Drop for MorePages {
+    fn drop(&mut self) {
+        fs::write(Path::new(POOL).join("nr_hugepages"), self.0.to_string()).unwrap();
+    }
+}
+
+fn huge_pages_are_the_machines_memory_or_refused(test: &Test) {
+    const MIB: u64 = 64;
+    if !Path::new(POOL).is_dir() {
+        return skip(&test.name, "this host has no huge pages of 2 MiB");
+    }
+    let config = format!("huge_pages = true\nmemory_mib = {MIB}\n");
+    fs::write(test.config_dir().join("config.toml"), config).unwrap();
+
+    if test.driver == Driver::Uml {
+        let output = test.sh("true").output();
+        output.expect_code(125);
+        output.expect_error(&["uml cannot make memory of huge pages", "huge_pages"]);
+        return;
+    }
+    if pool("free_hugepages") < MIB / 2 {
+        let output = test.sh("true").output();
+        output.expect_code(125);
+        output.expect_error(&["needs 32 huge pages", "vm.nr_hugepages"]);
+    }
+    let _more = MorePages::new(MIB / 2);
+    let free = || pool("free_hugepages") - pool("resv_hugepages");
+    let before = free();
+    let mut running = test
+        .sh("echo ready; read x")
+        .option("-i")
+        .with(|c| c.stdin_pipe())
+        .start()
+        .ready();
+
+    assert_eq!(before - free(), MIB / 2);
+
+    running.write_line("");
+    running.finish().expect_code(0);
 }
 
 fn memory_limit_is_in_the_cgroup(test: &Test) {

@@ -40,6 +40,7 @@ fn main() {
     let machine = Machine {
         id: "experiment".into(),
         memory_bytes: mib << 20,
+        huge_pages: false,
         vcpus: 1,
         kernel: Kernel {
             manifest,

@@ -76,6 +76,9 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The devices for which its machines take a vhost-user back end, besides those all have.
     fn back_ends(&self) -> BackEnds;
 
+    /// Whether its machines' memory can be made of huge pages.
+    fn has_huge_pages(&self) -> bool;
+
     /// Starts `machine` in a jailed process and returns when that process exists; the guest boots
     /// meanwhile. The process is killed when the calling thread ends.
     ///

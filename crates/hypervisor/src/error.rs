@@ -53,6 +53,24 @@ pub enum HypervisorError {
         /// The least.
         least_mib: u64,
     },
+    /// The driver's machines have no huge pages.
+    #[error(
+        "Hypervisor {driver} cannot make memory of huge pages; set huge_pages = false in /etc/bulkhead/config.toml or choose kvm or qemu"
+    )]
+    NoHugePages {
+        /// The driver.
+        driver: Kind,
+    },
+    /// The host has too few huge pages.
+    #[error(
+        "The memory needs {wanted} huge pages of 2 MiB, and {free} are free on this host; give it more (sysctl vm.nr_hugepages) or set huge_pages = false in /etc/bulkhead/config.toml"
+    )]
+    HugePages {
+        /// How many the machine is made of.
+        wanted: u64,
+        /// How many there are.
+        free: u64,
+    },
     /// A word for the kernel's command line would be taken apart by the kernel.
     #[error(
         "The kernel's command line cannot carry {word:?}: white space, quotes and control characters are not allowed"

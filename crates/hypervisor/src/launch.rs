@@ -10,7 +10,7 @@ use bulkhead_jail::exec::ExecConfig;
 use bulkhead_jail::{Child, Command, Entry, JailError, Namespaces};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 
-use crate::{Driver, HypervisorError, Machine};
+use crate::{Driver, HypervisorError, Machine, huge};
 
 /// Less than this no kernel of ours boots with.
 const LEAST_MEMORY_MIB: u64 = 32;
@@ -49,6 +49,9 @@ pub(crate) fn check(driver: &dyn Driver, machine: &Machine) -> Result<u64, Hyper
             asked_mib,
             least_mib: LEAST_MEMORY_MIB,
         });
+    }
+    if machine.huge_pages {
+        return huge::check(driver, asked_mib);
     }
     Ok(asked_mib)
 }

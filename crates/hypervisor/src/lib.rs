@@ -11,6 +11,7 @@ mod choose;
 mod cpu;
 mod driver;
 mod error;
+mod huge;
 mod kvm;
 mod launch;
 mod machine;

@@ -12,6 +12,9 @@ pub struct Machine {
     pub id: String,
     /// Size of the guest's memory; rounded down to whole MiB.
     pub memory_bytes: u64,
+    /// Whether the memory is made of the host's huge pages of 2 MiB, all of them taken at the start and
+    /// none given back before the end; its size is rounded down to a whole number of them.
+    pub huge_pages: bool,
     /// Number of processors, at most the driver's [`max_vcpus`](crate::Driver::max_vcpus).
     pub vcpus: u32,
     /// The kernel to boot, of the driver's flavour.

@@ -27,6 +27,8 @@ pub struct Config {
     pub kernel: Option<String>,
     /// Memory of a VM whose container has no memory limit, MiB.
     pub memory_mib: u64,
+    /// Whether the memory of VMs is made of the host's huge pages of 2 MiB; with `kvm` and `qemu`.
+    pub huge_pages: bool,
     /// What a VM gets beyond its container's memory limit, MiB.
     pub overhead_mib: u64,
     /// What the processes of a VM may take on the host beyond the VM's memory, MiB; `None` for what the
@@ -44,6 +46,7 @@ impl Default for Config {
             hypervisor: "auto".into(),
             kernel: None,
             memory_mib: 256,
+            huge_pages: false,
             overhead_mib: 64,
             host_overhead_mib: None,
             start_timeout_s: 60,
@@ -60,6 +63,7 @@ struct File {
     hypervisor: Option<String>,
     kernel: Option<String>,
     memory_mib: Option<u64>,
+    huge_pages: Option<bool>,
     overhead_mib: Option<u64>,
     host_overhead_mib: Option<u64>,
     start_timeout_s: Option<u64>,
@@ -150,12 +154,14 @@ impl Config {
             hypervisor,
             kernel,
             memory_mib,
+            huge_pages,
             overhead_mib,
             start_timeout_s,
             ..
         } = self;
         replace(hypervisor, file.hypervisor);
         replace(memory_mib, file.memory_mib);
+        replace(huge_pages, file.huge_pages);
         replace(overhead_mib, file.overhead_mib);
         replace(start_timeout_s, file.start_timeout_s);
         if file.host_overhead_mib.is_some() {

@@ -137,7 +137,9 @@ impl Vm {
         let vsock_listener = listen(&dir, "vsock.sock", uid)?;
         let back_ends = plan.choice.driver.back_ends();
         let entropy = back_ends.entropy.then(|| listen(&dir, "entropy.sock", uid));
-        let balloon = back_ends.balloon.then(|| listen(&dir, "balloon.sock", uid));
+        // Huge pages stay: what was given back could be somebody else's when the guest wants it again.
+        let has_balloon = back_ends.balloon && !plan.config.huge_pages;
+        let balloon = has_balloon.then(|| listen(&dir, "balloon.sock", uid));
         let machine_wide = MachineWide {
             fs: fs_listener,
             vsock: vsock_listener,
@@ -189,6 +191,7 @@ impl Vm {
         let machine = Machine {
             id: paths.id().to_string(),
             memory_bytes: plan.memory_bytes,
+            huge_pages: plan.config.huge_pages,
             vcpus: plan.vcpus.min(plan.choice.driver.max_vcpus()),
             kernel: plan.kernel.clone(),
             initramfs: plan.initramfs.clone(),
@@ -198,7 +201,7 @@ impl Vm {
             vsock_socket: Some(paths.vsock_socket()),
             guest_cid: u64::from(GUEST_CID),
             entropy_socket: back_ends.entropy.then(|| paths.entropy_socket()),
-            balloon_socket: back_ends.balloon.then(|| paths.balloon_socket()),
+            balloon_socket: has_balloon.then(|| paths.balloon_socket()),
             nets,
             disks: disk_sockets,
             uid,

@@ -20,6 +20,8 @@ pub struct VmmConfig {
     pub cmdline: Vec<String>,
     /// Size of the memory, MiB.
     pub memory_mib: u64,
+    /// Whether it is made of huge pages of 2 MiB; its size is a whole number of these then.
+    pub huge_pages: bool,
     /// Number of processors, 1 to 64.
     pub vcpus: u8,
     /// Inherited connections to vhost-user back ends.

@@ -69,6 +69,17 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
+    /// The host has too few huge pages.
+    #[error(
+        "Could not get {pages} huge pages for the guest's memory; give the host more (sysctl vm.nr_hugepages) or set huge_pages = false"
+    )]
+    HugePages {
+        /// How many were asked for, of 2 MiB.
+        pages: u64,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel is none that this machine boots.
     #[error("Could not load the kernel: {reason}; choose another with --kernel")]
     Kernel {

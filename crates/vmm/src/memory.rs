@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::ptr;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::mmap::GuestRegionMmap;
 use vm_memory::{
@@ -15,6 +17,9 @@ use vm_memory::{
 
 use crate::VmmError;
 use crate::arch::layout;
+
+/// Size of a huge page, bytes.
+pub const HUGE_PAGE: u64 = 2 << 20;
 
 /// The mappings of this process.
 type Mappings = GuestMemoryMmap<()>;
@@ -33,10 +38,38 @@ impl Memory {
     /// # Errors
     /// [`VmmError::Memory`] when the host refuses.
     pub fn new(bytes: u64) -> Result<Self, VmmError> {
+        Self::with(MemfdFlags::empty(), bytes)
+    }
+
+    /// Makes `bytes` of memory, a whole number of [`HUGE_PAGE`]s, of the host's huge pages. All of them
+    /// are the machine's from now on, touched or not: it cannot run out of them later.
+    ///
+    /// # Errors
+    /// [`VmmError::HugePages`] when the host has not as many; [`VmmError::Memory`].
+    pub fn huge(bytes: u64) -> Result<Self, VmmError> {
+        let memory = Self::with(MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, bytes)?;
+        let few = |source: rustix::io::Errno| VmmError::HugePages {
+            pages: bytes / HUGE_PAGE,
+            source: source.into(),
+        };
+        let length = usize::try_from(bytes).map_err(|_| few(rustix::io::Errno::NOMEM))?;
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // The mappings of the memory reserve nothing. This one does, for the file, and need not stay.
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists; the
+        // second call removes exactly that, before anybody has learnt its address.
+        unsafe {
+            let whole = mmap(ptr::null_mut(), length, protection, flags, &memory.file, 0);
+            munmap(whole.map_err(few)?, length)
+        }
+        .map_err(few)?;
+        Ok(memory)
+    }
+
+    fn with(pages: MemfdFlags, bytes: u64) -> Result<Self, VmmError> {
         let failed = |step| move |source: std::io::Error| VmmError::Memory { step, source };
         let fd = rustix::fs::memfd_create(
             c"guest-memory",
-            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | pages,
         )
         .map_err(|e| failed("make")(e.into()))?;
         rustix::fs::ftruncate(&fd, bytes).map_err(|e| failed("size")(e.into()))?;
@@ -186,6 +219,23 @@ mod tests {
         memory.write(5 * MIB, b"x").unwrap();
         // A page, or a huge one.
         assert!((1..=512).contains(&memory.touched_pages()));
+    }
+
+    #[test]
+    fn huge_pages_that_the_host_has_not_are_told_with_their_number() {
+        // More than any host has: the sizes of files end before those of processes do.
+        let error = Memory::huge(1 << 46).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                VmmError::HugePages {
+                    pages: 0x0200_0000,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(error.to_string().contains("vm.nr_hugepages"), "{error}");
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub fn run(config: VmmConfig) -> Result<End, VmmError> {
         initramfs,
         cmdline,
         memory_mib,
+        huge_pages,
         vcpus,
         devices,
         control_fd,
@@ -65,7 +66,10 @@ pub fn run(config: VmmConfig) -> Result<End, VmmError> {
     let parts = Parts {
         // SAFETY: the descriptor was just opened and given up by its owner; /dev/kvm is what it is.
         kvm: unsafe { Kvm::from_raw_fd(kvm) },
-        memory: Memory::new(memory_mib.saturating_mul(1 << 20))?,
+        memory: match (huge_pages, memory_mib.saturating_mul(1 << 20)) {
+            (false, bytes) => Memory::new(bytes)?,
+            (true, bytes) => Memory::huge(bytes)?,
+        },
         kernel: open(&kernel, false)?,
         initramfs: open(&initramfs, false)?,
         cmdline: WORDS

@@ -88,6 +88,10 @@ impl Driver for BuiltIn {
         }
     }
 
+    fn has_huge_pages(&self) -> bool {
+        true
+    }
+
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {
         let memory_mib = launch::check(self, machine)?;
         let patches = &machine.kernel.manifest.patches;
@@ -133,6 +137,7 @@ impl Driver for BuiltIn {
             initramfs: machine.initramfs.clone(),
             cmdline: self.words(machine),
             memory_mib,
+            huge_pages: machine.huge_pages,
             vcpus: u8::try_from(machine.vcpus).unwrap_or(bulkhead_vmm::MAX_VCPUS),
             devices,
             control_fd: CONTROL_FD,
@@ -141,7 +146,10 @@ impl Driver for BuiltIn {
         Ok(Vm {
             pid: child.pid,
             pidfd: child.pidfd,
-            control: Some(Box::new(client)),
+            control: Some(Box::new(Commanded {
+                client,
+                has_balloon: machine.balloon_socket.is_some(),
+            })),
             cpu: machine.cpu.map(CpuLease::given),
         })
     }
@@ -203,16 +211,23 @@ impl Resizable for Client {
     }
 }
 
-impl crate::driver::Control for Client {
+/// The channel to a machine with a balloon or without.
+#[derive(Debug)]
+struct Commanded {
+    client: Client,
+    has_balloon: bool,
+}
+
+impl crate::driver::Control for Commanded {
     fn as_pausable(&self) -> Option<&dyn Pausable> {
-        Some(self)
+        Some(&self.client)
     }
 
     fn as_measurable(&self) -> Option<&dyn Measurable> {
-        Some(self)
+        Some(&self.client)
     }
 
     fn as_resizable(&self) -> Option<&dyn Resizable> {
-        Some(self)
+        self.has_balloon.then_some(&self.client)
     }
 }

@@ -32,9 +32,14 @@ pub(super) fn list(
     list.add("-smp", machine.vcpus.to_string());
     list.add("-m", format!("{memory_mib}M"));
     // The device process maps the guest's memory, too.
+    let huge = if machine.huge_pages {
+        ",hugetlb=on,hugetlbsize=2M"
+    } else {
+        ""
+    };
     list.add(
         "-object",
-        format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
+        format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on{huge}"),
     );
     list.flag("-nodefaults");
     list.flag("-no-user-config");
@@ -74,10 +79,13 @@ pub(super) fn list(
         list.add("-device", "vhost-user-rng,chardev=entropy");
     }
     // What the guest frees goes back to the host; and it takes back what it gave before it kills.
-    list.add(
-        "-device",
-        "virtio-balloon-device,id=balloon,free-page-reporting=on,deflate-on-oom=on",
-    );
+    // Huge pages stay: what was given back could be somebody else's when the guest wants it again.
+    if !machine.huge_pages {
+        list.add(
+            "-device",
+            "virtio-balloon-device,id=balloon,free-page-reporting=on,deflate-on-oom=on",
+        );
+    }
     for (number, net) in machine.nets.iter().enumerate() {
         add_card(&mut list, number, net);
     }

@@ -106,6 +106,10 @@ impl Driver for Qemu {
         }
     }
 
+    fn has_huge_pages(&self) -> bool {
+        true
+    }
+
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {
         let memory_mib = launch::check(self, machine)?;
         let rate = tsc::Measurement::begin();
@@ -148,7 +152,7 @@ impl Driver for Qemu {
         Ok(Vm {
             pid: child.pid,
             pidfd: child.pidfd,
-            control: Some(Box::new(Monitor::new(ours))),
+            control: Some(Box::new(Monitor::new(ours, !machine.huge_pages))),
             cpu,
         })
     }

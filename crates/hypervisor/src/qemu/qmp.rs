@@ -26,6 +26,7 @@ const MOST_LINES: usize = 1024;
 /// Nothing is exchanged until the first command: QEMU queues its greeting and, before the
 /// negotiation that follows it, sends no events.
 pub(crate) struct Monitor {
+    has_balloon: bool,
     connection: Mutex<Connection>,
 }
 
@@ -36,12 +37,14 @@ impl fmt::Debug for Monitor {
 }
 
 impl Monitor {
-    pub(crate) fn new(stream: UnixStream) -> Self {
+    /// The monitor at `stream`, of a machine with a balloon or without.
+    pub(crate) fn new(stream: UnixStream, has_balloon: bool) -> Self {
         let connection = Connection {
             stream: BufReader::new(stream),
             negotiated: false,
         };
         Self {
+            has_balloon,
             connection: Mutex::new(connection),
         }
     }
@@ -110,7 +113,7 @@ impl Control for Monitor {
     }
 
     fn as_resizable(&self) -> Option<&dyn Resizable> {
-        Some(self)
+        self.has_balloon.then_some(self)
     }
 }
 
@@ -226,7 +229,7 @@ mod tests {
             }
             commands
         });
-        (Monitor::new(ours), server)
+        (Monitor::new(ours, true), server)
     }
 
     const AGREED: &str = "{\"return\": {}, \"id\": \"qmp_capabilities\"}\n";
@@ -272,7 +275,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
 
-        let error = Monitor::new(ours).pause().unwrap_err();
+        let error = Monitor::new(ours, true).pause().unwrap_err();
 
         assert!(
             matches!(
@@ -293,7 +296,7 @@ mod tests {
             let _ = theirs.write_all(&vec![b'x'; 128 * 1024]);
         });
 
-        assert!(Monitor::new(ours).pause().is_err());
+        assert!(Monitor::new(ours, true).pause().is_err());
         writer.join().unwrap();
     }
 }

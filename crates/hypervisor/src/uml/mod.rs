@@ -81,6 +81,10 @@ impl Driver for Uml {
         BackEnds::default()
     }
 
+    fn has_huge_pages(&self) -> bool {
+        false
+    }
+
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {
         let memory_mib = launch::check(self, machine)?;
         // Tracer and traced take turns: on two processors each system call costs four times more.

@@ -114,6 +114,7 @@ pub fn machine(driver: &dyn Driver, action: &str) -> Machine {
     Machine {
         id: "test".into(),
         memory_bytes: 96 << 20,
+        huge_pages: false,
         vcpus: 1,
         kernel: kernel(driver),
         initramfs: initramfs().to_owned(),
