@@ -155,7 +155,8 @@ fn kvm() -> Result<Driver, String> {
 }
 
 /// The library directory with the kernel for a KVM that interprets.
-pub(super) fn emulated_lib() -> PathBuf {
+#[must_use]
+pub fn emulated_lib() -> PathBuf {
     source_tree().join("build/lib-emulated")
 }
 

@@ -3,6 +3,9 @@
 use super::{Accelerator, ENTROPY_FD, FS_FD, MONITOR_FD, VSOCK_FD, files, tsc};
 use crate::{Machine, Net};
 
+/// Tells the agent, as an environment variable, that this machine is ended by a reset.
+const END: &str = "BULKHEAD_END=reset";
+
 /// Bound of the translator's buffer. Its default takes a gigabyte of address space and, used to the
 /// full by a long-lived guest, of memory.
 const TRANSLATION_BUFFER_MIB: u32 = 64;
@@ -15,10 +18,12 @@ pub(super) fn list(
 ) -> Vec<String> {
     let mut list = Arguments(Vec::new());
     // Option ROMs would only print and wait: the firmware starts a PVH kernel by itself.
-    list.add(
-        "-machine",
-        "microvm,x-option-roms=off,memory-backend=memory,isa-serial=on",
-    );
+    let mut kind = "microvm,x-option-roms=off,memory-backend=memory,isa-serial=on".to_owned();
+    if !files::has_acpi(machine) {
+        // QEMU then adds to the command line where the devices are.
+        kind.push_str(",acpi=off,auto-kernel-cmdline=on");
+    }
+    list.add("-machine", kind);
     match accelerator {
         Accelerator::Kvm => {
             list.add("-accel", "kvm");
@@ -159,6 +164,10 @@ fn kernel_words(
         // With one processor the kernel would remove its lock prefixes, thousands of them, and each
         // makes QEMU translate anew: 0.1 s, for prefixes that cost nothing in a translation.
         words.push("noreplace-smp".to_owned());
+    }
+    if !files::has_acpi(machine) {
+        // Without tables of its own the machine has no power switch.
+        words.push(END.to_owned());
     }
     words.extend(machine.cmdline.iter().cloned());
     words

@@ -41,8 +41,17 @@ const FIRMWARE_DIRS: [&str; 4] = [
     "/usr/share/seabios",
 ];
 
-/// Starts the kernel on a microvm (qboot).
+/// Starts the kernel on a microvm with ACPI tables.
 const FIRMWARE_FILE: &str = "bios-microvm.bin";
+
+/// Starts it on one without, and makes the table of processors and interrupt lines that a kernel
+/// without ACPI looks for.
+const PLAIN_FIRMWARE_FILE: &str = "qboot.rom";
+
+/// Whether the kernel finds its devices by ACPI; else by its command line.
+pub(super) fn has_acpi(machine: &Machine) -> bool {
+    machine.kernel.has("ACPI")
+}
 
 /// The translator, which some distributions build as a module. Its directory lies beside the
 /// libraries.
@@ -64,14 +73,19 @@ pub(super) fn collect(
         launch::file(&machine.kernel.image, KERNEL, false),
         launch::file(&machine.initramfs, INITRAMFS, false),
     ];
+    let firmware_file = if has_acpi(machine) {
+        FIRMWARE_FILE
+    } else {
+        PLAIN_FIRMWARE_FILE
+    };
     let firmware = FIRMWARE_DIRS
         .into_iter()
-        .map(|dir| Path::new(dir).join(FIRMWARE_FILE))
+        .map(|dir| Path::new(dir).join(firmware_file))
         .find(|path| path.is_file())
-        .ok_or_else(|| incomplete(FIRMWARE_FILE))?;
+        .ok_or_else(|| incomplete(firmware_file))?;
     entries.push(launch::file(
         &firmware,
-        &format!("{FIRMWARE}/{FIRMWARE_FILE}"),
+        &format!("{FIRMWARE}/{firmware_file}"),
         false,
     ));
     if accelerator == Accelerator::Kvm {
