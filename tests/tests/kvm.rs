@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bulkhead_tests::harness::driver::virtualises;
+use bulkhead_tests::harness::driver::{emulated_lib, virtualises};
 use bulkhead_tests::{Container, Test, tests_on};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -16,14 +16,18 @@ tests_on!(kvm, run_beside, [
     container_has_its_streams_files_and_exit_code
     running_container_takes_processes_and_is_described
     machine_killed_is_told_and_leaves_nothing
+    memory_not_allowed_any_more_goes_back_and_returns
 ]);
 
-// What QEMU's own device does of it.
-tests_on!(
-    qemu,
-    run_beside,
-    [memory_freed_or_not_allowed_any_more_goes_back]
-);
+// What QEMU's own balloon does of it; and the same kernel and devices on another machine.
+tests_on!(qemu, run_beside, [
+    memory_freed_goes_back
+    memory_not_allowed_any_more_goes_back_and_returns
+    kernel_without_acpi_boots_and_has_its_devices
+]);
+
+// No machine of its own asks a User-Mode Linux for memory.
+tests_on!(uml, run_beside, [limit_of_memory_alone_is_changed]);
 
 /// A boot on a machine that is busy with others.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -54,6 +58,42 @@ fn container_has_its_streams_files_and_exit_code(test: &Test) {
     );
     assert!(output.error().contains("error"), "{output}");
     assert_eq!(fs::read_to_string(made).unwrap(), "kept\n");
+}
+
+/// The kernel for a KVM that interprets, over the same vhost-user devices.
+fn kernel_without_acpi_boots_and_has_its_devices(test: &Test) {
+    let lib = emulated_lib();
+    assert!(
+        lib.join("kernels").is_dir(),
+        "to be built by `cargo xtask kernel --emulated`"
+    );
+    let script = "cat; cat /sys/bus/virtio/devices/*/device /sys/class/misc/hw_random/rng_current;
+        ls /sys/firmware/acpi; echo kept > /made; exit 7";
+
+    let output = test
+        .sh(script)
+        .options(["-i", "--memory", "64m"])
+        .with(|run| {
+            run.limit(PATIENCE)
+                .env("BULKHEAD_LIB", &lib)
+                .stdin("from the host\n")
+        })
+        .output();
+
+    output.expect_code(7);
+    assert!(output.error().contains("/sys/firmware/acpi"), "{output}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.first(), Some(&"from the host"), "{output}");
+    // Balloon, entropy, vsock, file system.
+    for device in ["0x0005", "0x0004", "0x0013", "0x001a"] {
+        assert!(lines.contains(&device), "{device}: {output}");
+    }
+    assert_eq!(lines.last(), Some(&"virtio_rng.0"), "{output}");
+    assert_eq!(
+        fs::read_to_string(test.rootfs().join("made")).unwrap(),
+        "kept\n"
+    );
 }
 
 fn running_container_takes_processes_and_is_described(test: &Test) {
@@ -121,8 +161,19 @@ fn free_mib(container: &mut Container<'_>) -> u64 {
     line.trim().parse().unwrap_or_else(|_| panic!("{line:?}"))
 }
 
-fn memory_freed_or_not_allowed_any_more_goes_back(test: &Test) {
-    // A line each second until there is nothing new.
+/// Waits until the guest has 15 MiB more or less free than before, and stays at that.
+fn changed_mib(container: &mut Container<'_>, before: u64) -> u64 {
+    let mut last = before;
+    loop {
+        let now = free_mib(container);
+        if now.abs_diff(before) >= 15 && now == last {
+            return now;
+        }
+        last = now;
+    }
+}
+
+fn memory_freed_goes_back(test: &Test) {
     let script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; echo ready; read line;
         rm /dev/shm/x
         while :; do awk '/MemFree/ { print int($2 / 1024) }' /proc/meminfo; sleep 1; done";
@@ -133,20 +184,57 @@ fn memory_freed_or_not_allowed_any_more_goes_back(test: &Test) {
     assert!(used >= 40, "{used}");
 
     container.write_line("");
+    // A line each second until there is nothing new.
     while taken_mib(&container) + 30 > used {
         free_mib(&mut container);
     }
 
+    container.kill("KILL");
+    container.finish().expect_code(137);
+}
+
+/// Says each second how much memory the guest has free.
+const FREE: &str = "echo ready
+    while :; do awk '/MemFree/ { print int($2 / 1024) }' /proc/meminfo; sleep 1; done";
+
+fn update_memory(test: &Test, id: &str, bytes: u64) {
+    let bytes = bytes.to_string();
+    let update = test.verb(["update", "--memory", &bytes, id]);
+    update.limit(PATIENCE).output().expect_code(0);
+}
+
+fn memory_not_allowed_any_more_goes_back_and_returns(test: &Test) {
+    let run = test.sh(FREE).options(["--memory", "112m"]);
+    let mut container = run.with(|run| run.limit(PATIENCE)).start().ready();
     let before = free_mib(&mut container);
     let id = container.id.clone();
-    let update = |memory: &str| {
-        let update = test.verb(["update", "--memory", memory, &id]);
-        update.limit(PATIENCE).output().expect_code(0);
+
+    update_memory(test, &id, 72 << 20);
+    let less = changed_mib(&mut container, before);
+    assert!(less < before, "{less} of {before}");
+    update_memory(test, &id, 112 << 20);
+    let more = changed_mib(&mut container, less);
+    assert!(more > less, "{less} to {more} of {before}");
+
+    container.kill("KILL");
+    container.finish().expect_code(137);
+}
+
+fn limit_of_memory_alone_is_changed(test: &Test) {
+    let script = "echo ready; while read line; do
+        cat /sys/fs/cgroup/memory.max; awk '/MemTotal/ { print $2 }' /proc/meminfo; done";
+    let run = test.sh(script).options(["-i", "--memory", "112m"]);
+    let mut container = run.with(|run| run.stdin_pipe()).start().ready();
+    let limit_and_total = |container: &mut Container<'_>| {
+        container.write_line("");
+        [(); 2].map(|()| container.line().trim().parse::<u64>().unwrap())
     };
-    update("83886080");
-    while free_mib(&mut container) + 50 > before {}
-    update("150994944");
-    while free_mib(&mut container) + 20 < before {}
+    let [limit, total] = limit_and_total(&mut container);
+    assert_eq!(limit, 112 << 20);
+
+    let id = container.id.clone();
+    update_memory(test, &id, 72 << 20);
+    assert_eq!(limit_and_total(&mut container), [72 << 20, total]);
 
     container.kill("KILL");
     container.finish().expect_code(137);
