@@ -118,6 +118,30 @@ pub fn lines(
         .with_context(|| format!("Cannot wait for {}", show(command)))
 }
 
+/// The same command with the arguments of a program before it that runs it.
+pub fn under(runner: &str, options: &[&str], command: &Command) -> Command {
+    let mut outer = Command::new(runner);
+    outer
+        .args(options)
+        .arg(command.get_program())
+        .args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        outer.current_dir(dir);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
+}
+
+/// The same command, which leaves processors to others that want them.
+pub fn polite(command: &Command) -> Command {
+    under("nice", &["-n", "10"], command)
+}
+
 /// The command as one would type it, shortened.
 pub fn show(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program())

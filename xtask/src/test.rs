@@ -6,12 +6,13 @@ mod tally;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::command::{brief, cargo, lines, show, succeeds};
+use crate::command::{brief, cargo, lines, show, succeeds, under};
 use crate::{build, engines, kernel, licences, paths, setup};
 use tally::{Reader, Tally};
 
@@ -19,6 +20,10 @@ use tally::{Reader, Tally};
 const SUITE_LIMIT: u64 = 2700;
 /// The same for all end-to-end suites on KVM, which may interpret guest kernels.
 const KVM_LIMIT: u64 = 8 * 3600;
+
+/// The suite whose tests take inventories of the machine, each alone: what else runs beside it must leave
+/// no trace that could be a container's. It uses half of a small machine.
+const ONE_AT_A_TIME: &str = "faults";
 
 /// What to run.
 #[derive(Debug, Args)]
@@ -42,9 +47,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     build::all(None)?;
     kernel::stage_emulated()?;
     suites(options, &mut tally)?;
-    if options.filter.is_none() {
-        fuzz::smoke(&mut tally)?;
-    }
     tally.print();
     println!("time: {}", brief(start.elapsed()));
     println!(
@@ -115,7 +117,7 @@ fn step(tally: &mut Tally, name: &str, command: &mut Command) -> Result<()> {
 }
 
 /// Unit and integration tests of the crates, then the end-to-end suites, each
-/// as far as it is there.
+/// as far as it is there, and the fuzz targets.
 fn suites(options: &Options, tally: &mut Tally) -> Result<()> {
     let filter = options.filter.as_deref();
     if options.hypervisor.is_none() {
@@ -128,27 +130,73 @@ fn suites(options: &Options, tally: &mut Tally) -> Result<()> {
         suite(tally, &mut unit, &[], filter)?;
     }
     if has_end_to_end() {
-        heading("end-to-end tests");
+        end_to_end(options, tally)
+    } else if filter.is_none() {
+        heading("fuzz targets");
+        tally.add(fuzz::smoke()?);
+        Ok(())
+    } else {
+        Ok(())
+    }
+}
+
+fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
+    let filter = options.filter.as_deref();
+    let newer = match engines::ensure() {
+        Ok(root) => ("BULKHEAD_NEWER_ENGINES", root.into_os_string()),
+        // The tests that want them are skipped, and say so.
+        Err(error) => ("BULKHEAD_NO_NEWER_ENGINES", format!("{error:#}").into()),
+    };
+    let command = |suites: &[&str]| {
         let mut tests = cargo();
-        tests.args([
-            "test",
-            "--locked",
-            "--package=bulkhead-tests",
-            "--no-fail-fast",
-        ]);
+        tests.args(["test", "--locked", "--package=bulkhead-tests"]);
+        tests.args(["--no-fail-fast"]).args(suites);
         if let Some(hypervisor) = &options.hypervisor {
             tests.env("BULKHEAD_TEST_HYPERVISOR", hypervisor);
         }
-        match engines::ensure() {
-            Ok(root) => tests.env("BULKHEAD_NEWER_ENGINES", root),
-            // The tests that want them are skipped, and say so.
-            Err(error) => tests.env("BULKHEAD_NO_NEWER_ENGINES", format!("{error:#}")),
-        };
-        let on_kvm = options.hypervisor.as_deref() == Some("kvm");
-        let options: &[&str] = if on_kvm { &["--include-ignored"] } else { &[] };
-        suite(tally, &mut tests, options, filter)?;
+        tests.env(newer.0, &newer.1);
+        tests
+    };
+    let on_kvm = options.hypervisor.as_deref() == Some("kvm");
+    let libtest: &[&str] = if on_kvm { &["--include-ignored"] } else { &[] };
+    heading("end-to-end tests");
+    if filter.is_some() {
+        return suite(tally, &mut command(&[]), libtest, filter);
     }
-    Ok(())
+    let names = suite_names()?;
+    let side_by_side = names.iter().filter(|name| *name != ONE_AT_A_TIME);
+    let mut arguments = vec!["--lib"];
+    arguments.extend(side_by_side.flat_map(|name| ["--test", name]));
+    suite(tally, &mut command(&arguments), libtest, None)?;
+    heading("end-to-end tests one at a time, and fuzz targets");
+    thread::scope(|scope| {
+        let fuzz = scope.spawn(fuzz::smoke);
+        let tested = suite(
+            tally,
+            &mut command(&["--test", ONE_AT_A_TIME]),
+            libtest,
+            None,
+        );
+        let fuzzed = fuzz.join();
+        tally.add(fuzzed.unwrap_or_else(|_| bail!("The thread of the fuzz targets panicked"))?);
+        tested
+    })
+}
+
+/// The end-to-end suites, sorted: as cargo finds them, files, and directories with a `main.rs`.
+fn suite_names() -> Result<Vec<String>> {
+    let dir = paths::root().join("tests/tests");
+    let entries = fs::read_dir(&dir).with_context(|| format!("Cannot list {}", dir.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let is_file = path.extension().is_some_and(|extension| extension == "rs");
+        if is_file || path.join("main.rs").is_file() {
+            names.extend(path.file_stem().map(|name| name.display().to_string()));
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn has_end_to_end() -> bool {
@@ -227,21 +275,8 @@ fn try_again(tally: &mut Tally, reader: &mut Reader, cargo: &Command) -> Result<
 
 /// The same command under `timeout`, which ends the whole process group.
 fn guarded(command: &Command, seconds: u64) -> Command {
-    let mut guarded = Command::new("timeout");
-    guarded
-        .args(["--kill-after=10", &seconds.to_string()])
-        .arg(command.get_program())
-        .args(command.get_args());
-    if let Some(dir) = command.get_current_dir() {
-        guarded.current_dir(dir);
-    }
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => guarded.env(name, value),
-            None => guarded.env_remove(name),
-        };
-    }
-    guarded
+    let options = ["--kill-after=10", &seconds.to_string()];
+    under("timeout", &options, command)
 }
 
 /// A file in which tests note that they were skipped; gone when dropped.

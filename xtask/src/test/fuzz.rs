@@ -6,18 +6,19 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::heading;
 use super::tally::Tally;
-use crate::command::{cargo, command, lines};
+use crate::command::{cargo, command, lines, polite};
 use crate::paths;
 
 /// Time given to each target.
-const SECONDS: u32 = 10;
+const SECONDS: u32 = 15;
 
 const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -34,14 +35,17 @@ struct Target {
     name: String,
 }
 
-/// Builds the targets and runs each for some seconds, from its seeds.
-pub fn smoke(tally: &mut Tally) -> Result<()> {
+/// Builds the targets and runs each for some seconds, from its seeds; as many at once as there are
+/// processors, and only on what other programs leave of them.
+///
+/// Every line it prints tells that it is from here: it may run beside something else.
+pub fn smoke() -> Result<Tally> {
+    let mut tally = Tally::default();
     let dir = paths::root().join("fuzz");
     let path = dir.join("Cargo.toml");
     if !path.is_file() {
-        return Ok(());
+        return Ok(tally);
     }
-    heading("fuzz targets");
     let text = fs::read_to_string(&path)?;
     let manifest: Manifest =
         toml::from_str(&text).with_context(|| format!("Cannot parse {}", path.display()))?;
@@ -53,27 +57,49 @@ pub fn smoke(tally: &mut Tally) -> Result<()> {
         .arg(format!("--target={triple}"))
         .arg("--target-dir=fuzz/target")
         .env("RUSTFLAGS", COVERAGE);
-    println!("building {} targets", manifest.bin.len());
-    let status = lines(&mut build, Duration::from_secs(10), |line| match line {
-        Some(line) => println!("{line}"),
-        None => println!("fuzz: building"),
-    })?;
+    println!("fuzz: building {} targets", manifest.bin.len());
+    let status = lines(
+        &mut polite(&build),
+        Duration::from_secs(10),
+        |line| match line {
+            Some(line) => println!("fuzz: {}", line.trim_start()),
+            None => println!("fuzz: building"),
+        },
+    )?;
     if !status.success() {
         tally.fail("the fuzz targets do not build");
-        return Ok(());
+        return Ok(tally);
     }
-    for target in manifest.bin {
-        let program = dir
-            .join("target")
-            .join(triple)
-            .join("release")
-            .join(&target.name);
-        one(tally, &dir, &target.name, &program)?;
-    }
-    Ok(())
+    let programs = dir.join("target").join(triple).join("release");
+    let left = Mutex::new(manifest.bin.into_iter());
+    let tally = Mutex::new(tally);
+    let some = || -> Result<()> {
+        loop {
+            let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(Target { name }) = next else {
+                return Ok(());
+            };
+            let outcome = one(&dir, &name, &programs.join(&name))?;
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            match outcome {
+                None => tally.pass(),
+                Some(failure) => tally.fail(failure),
+            }
+        }
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(some)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            let done = worker.join();
+            done.unwrap_or_else(|_| bail!("A thread that runs fuzz targets panicked"))
+        })
+    })?;
+    Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-fn one(tally: &mut Tally, dir: &Path, name: &str, program: &Path) -> Result<()> {
+/// Runs a target; what failed, if something did.
+fn one(dir: &Path, name: &str, program: &Path) -> Result<Option<String>> {
     let artifacts = dir.join("artifacts").join(name);
     let corpus = dir.join("corpus").join(name);
     fs::create_dir_all(&artifacts)?;
@@ -94,7 +120,7 @@ fn one(tally: &mut Tally, dir: &Path, name: &str, program: &Path) -> Result<()> 
         fuzzer.arg(seeds);
     }
     let mut output = String::new();
-    let status = lines(&mut fuzzer, Duration::from_secs(10), |line| {
+    let status = lines(&mut polite(&fuzzer), Duration::from_secs(10), |line| {
         if let Some(line) = line {
             output += line;
             output.push('\n');
@@ -104,14 +130,12 @@ fn one(tally: &mut Tally, dir: &Path, name: &str, program: &Path) -> Result<()> 
         let runs = output
             .lines()
             .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
-        println!("fuzz {name}: {} inputs", runs.unwrap_or("?").trim());
-        tally.pass();
+        println!("fuzz: {name}: {} inputs", runs.unwrap_or("?").trim());
+        Ok(None)
     } else {
         print!("{output}");
-        tally.fail(format!(
-            "fuzz {name}: {status}; the input is in {}",
-            artifacts.display()
-        ));
+        let artifacts = artifacts.display();
+        let failure = format!("fuzz {name}: {status}; the input is in {artifacts}");
+        Ok(Some(failure))
     }
-    Ok(())
 }

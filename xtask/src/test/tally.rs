@@ -34,6 +34,12 @@ impl Tally {
         self.skipped.push(format!("{name}: {reason}"));
     }
 
+    /// Takes over another's passed and failed ones.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+    }
+
     /// Prints what was skipped and what failed.
     pub fn print(&self) {
         println!();
