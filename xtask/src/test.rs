@@ -25,6 +25,10 @@ const KVM_LIMIT: u64 = 8 * 3600;
 /// no trace that could be a container's. It uses half of a small machine.
 const ONE_AT_A_TIME: &str = "faults";
 
+/// How many tests of a suite run at once. Those of containers wait for machines and daemons half of the
+/// time.
+const THREADS: &str = "RUST_TEST_THREADS";
+
 /// What to run.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -155,6 +159,9 @@ fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
             tests.env("BULKHEAD_TEST_HYPERVISOR", hypervisor);
         }
         tests.env(newer.0, &newer.1);
+        if std::env::var_os(THREADS).is_none() {
+            tests.env(THREADS, (2 * cpus()).to_string());
+        }
         tests
     };
     let on_kvm = options.hypervisor.as_deref() == Some("kvm");
@@ -181,6 +188,11 @@ fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
         tally.add(fuzzed.unwrap_or_else(|_| bail!("The thread of the fuzz targets panicked"))?);
         tested
     })
+}
+
+/// Processors there are.
+fn cpus() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The end-to-end suites, sorted: as cargo finds them, files, and directories with a `main.rs`.

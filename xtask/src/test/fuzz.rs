@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use super::cpus;
 use super::tally::Tally;
 use crate::command::{cargo, command, lines, polite};
 use crate::paths;
@@ -87,9 +88,8 @@ pub fn smoke() -> Result<Tally> {
             }
         }
     };
-    let workers = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(some)).collect();
+        let workers: Vec<_> = (0..cpus()).map(|_| scope.spawn(some)).collect();
         workers.into_iter().try_for_each(|worker| {
             let done = worker.join();
             done.unwrap_or_else(|_| bail!("A thread that runs fuzz targets panicked"))
