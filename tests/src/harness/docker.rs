@@ -251,6 +251,7 @@ impl Drop for Daemons {
         end(&self.containerd, Signal::TERM);
         let left = inventory::control_groups(&self.group);
         inventory::kill_all_of(self.dir.path());
+        inventory::remove_control_groups(&self.group);
         if !std::thread::panicking() {
             assert!(left.is_empty(), "control groups are left: {left:?}");
         }

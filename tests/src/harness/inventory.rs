@@ -188,6 +188,23 @@ pub fn control_groups(parent: &str) -> Vec<String> {
     left.into_iter().collect()
 }
 
+/// Removes a parent of this name in every hierarchy with all groups below it, as far as no process is in
+/// them: what a failed test left.
+pub fn remove_control_groups(parent: &str) {
+    fn remove(dir: &Path) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove(&entry.path());
+            }
+        }
+        // One with processes stays, as do those above it.
+        let _ = fs::remove_dir(dir);
+    }
+    for root in list(Path::new("/sys/fs/cgroup")) {
+        remove(&Path::new(&root).join(parent));
+    }
+}
+
 fn processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted");
     let names = entries.flatten().map(|entry| entry.file_name());

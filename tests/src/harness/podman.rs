@@ -229,6 +229,8 @@ impl Drop for Podman<'_> {
             }
             self.test.tell();
             let _ = self.clean();
+            inventory::kill_all_of(&self.dir);
+            inventory::remove_control_groups(&self.group);
         }
     }
 }

@@ -178,13 +178,17 @@ pub fn namespace_path(config: &mut Value, kind: &str, path: &str) {
     push(config, "/linux/namespaces", entry);
 }
 
-/// crun refuses a host that has cgroup v1 and v2 side by side, unless it does not see v2.
+/// crun refuses a host that has cgroup v1 and v2 side by side, unless it does not see v2. What it makes
+/// where v2 was goes with the test's directory.
 fn without_unified(test: &Test, crun: &std::path::Path) -> PathBuf {
-    let crun = crun.display();
+    let (crun, instead) = (crun.display(), test.new_dir());
+    let instead = instead.display();
     let script = format!(
         "#!/bin/sh\n\
          [ -d /sys/fs/cgroup/unified ] || exec {crun} \"$@\"\n\
-         exec unshare --mount --propagation slave sh -c 'umount /sys/fs/cgroup/unified; exec {crun} \"$@\"' sh \"$@\"\n"
+         exec unshare --mount --propagation slave sh -c '\
+         umount /sys/fs/cgroup/unified; mount --bind {instead} /sys/fs/cgroup/unified; \
+         exec {crun} \"$@\"' sh \"$@\"\n"
     );
     let path = test.dir().join("crun");
     fs::write(&path, script).unwrap();
