@@ -53,9 +53,10 @@ pub enum SandboxError {
     /// What a hook is to enter is gone.
     #[error("Failed to open the namespaces and control groups for a hook")]
     Namespaces(#[source] std::io::Error),
-    /// CPUs and memory nodes are the host's.
+    /// CPUs, memory nodes and block devices are the host's.
     #[error(
-        "linux.resources.cpu.cpus and mems cannot be set: the container has no control group on the host; \
+        "linux.resources.cpu.cpus, mems and linux.resources.blockIO cannot be set: the container has no \
+         control group on the host; \
          make it with linux.cgroupsPath"
     )]
     NoGroup,

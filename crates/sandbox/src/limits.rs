@@ -6,7 +6,7 @@ use bulkhead_agent_api::messages::StatsResponse;
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
 };
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 
@@ -27,6 +27,10 @@ pub fn merge(now: &LinuxResources, change: &LinuxResources) -> LinuxResources {
     }
     if let Some(pids) = change.pids().filter(|pids| pids.limit() != 0) {
         merged.set_pids(Some(pids));
+    }
+    if let Some(change) = change.block_io() {
+        let now = now.block_io().clone().unwrap_or_default();
+        merged.set_block_io(Some(merge_block_io(now, change)));
     }
     if let Some(change) = change.unified() {
         let mut unified = now.unified().clone().unwrap_or_default();
@@ -80,9 +84,41 @@ fn merge_cpu(mut now: LinuxCpu, change: &LinuxCpu) -> LinuxCpu {
     now
 }
 
-/// Whether a limit names CPUs or memory nodes of the host.
+/// A list that is given stands for all devices of that kind of limit.
+fn merge_block_io(mut now: LinuxBlockIo, change: &LinuxBlockIo) -> LinuxBlockIo {
+    if let Some(list) = change.throttle_read_bps_device() {
+        now.set_throttle_read_bps_device(Some(list.clone()));
+    }
+    if let Some(list) = change.throttle_write_bps_device() {
+        now.set_throttle_write_bps_device(Some(list.clone()));
+    }
+    if let Some(list) = change.throttle_read_iops_device() {
+        now.set_throttle_read_iops_device(Some(list.clone()));
+    }
+    if let Some(list) = change.throttle_write_iops_device() {
+        now.set_throttle_write_iops_device(Some(list.clone()));
+    }
+    now
+}
+
+/// Whether something of a block device's traffic is limited.
 #[must_use]
-pub fn names_cpus(resources: &LinuxResources) -> bool {
+pub fn throttles_devices(resources: &LinuxResources) -> bool {
+    let listed = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    resources.block_io().as_ref().is_some_and(|block_io| {
+        listed(block_io.throttle_read_bps_device())
+            || listed(block_io.throttle_write_bps_device())
+            || listed(block_io.throttle_read_iops_device())
+            || listed(block_io.throttle_write_iops_device())
+    })
+}
+
+/// Whether a limit names CPUs, memory nodes or block devices of the host.
+#[must_use]
+pub fn names_the_hosts(resources: &LinuxResources) -> bool {
+    if throttles_devices(resources) {
+        return true;
+    }
     let named = |list: &Option<String>| list.as_ref().is_some_and(|list| !list.is_empty());
     let cpu = resources.cpu().as_ref();
     cpu.is_some_and(|cpu| named(cpu.cpus()) || named(cpu.mems()))

@@ -14,6 +14,7 @@ use crate::config::{
     Config, ConfigError, HYPERVISOR_ANNOTATION, KERNEL_ANNOTATION, MEMORY_ANNOTATION,
 };
 use crate::disks::MOST as MOST_DISKS;
+use crate::limits;
 use crate::request::Request;
 
 const MIB: u64 = 1 << 20;
@@ -138,6 +139,13 @@ pub enum PlanError {
          is started first, or mount it on the host and bind the directory"
     )]
     DiskForPod(usize),
+    /// Limits of a block device's traffic for one container of several.
+    #[error(
+        "linux.resources.blockIO: the container is to live in the virtual machine of another one, whose \
+         processes read and write for all of its containers: give the limits to the container that is \
+         started first, or remove them"
+    )]
+    ThrottleForPod,
     /// The limit is beyond what the machine has.
     #[error(
         "linux.resources.memory.limit: {limit_mib} MiB are more than the virtual machine of the pod \
@@ -273,6 +281,11 @@ impl Plan {
         }
         if let Some(disk) = bulkhead_oci::plan::disks(&bundle.spec).first() {
             return Err(PlanError::DiskForPod(disk.index));
+        }
+        let linux = bundle.spec.linux().as_ref();
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        if resources.is_some_and(limits::throttles_devices) {
+            return Err(PlanError::ThrottleForPod);
         }
         let store = Store::open(&bulkhead_kernels::lib_dir());
         bulkhead_kernels::check(&first.kernel, &needs(&bundle), &store)?;

@@ -1,15 +1,18 @@
 //! `linux.cgroupsPath`: what an engine finds there, what bounds the machine, what is left.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use bulkhead_tests::harness::bundle::Bundle;
+use bulkhead_tests::harness::bundle::{Bundle, mount, push};
 use bulkhead_tests::harness::inventory;
+use bulkhead_tests::harness::suite::skip;
 use bulkhead_tests::{Test, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::made::{Made, change};
+use crate::made::{Made, change, join};
 
 /// A container that sleeps, in the group `path`.
 fn sleeper<'t>(test: &'t Test, path: &str, resources: Value) -> Bundle<'t> {
@@ -137,6 +140,54 @@ pub fn limits_of_cpu_are_those_of_the_group(test: &Test) {
     assert_eq!(value(pid, "cpu", "cpu.cfs_period_us", "cpu.max"), "100000");
     assert_eq!(value(pid, "cpuset", "cpuset.cpus", "cpuset.cpus"), "0");
     assert_eq!(value(pid, "cpuset", "cpuset.mems", "cpuset.mems"), "0");
+}
+
+pub fn reading_from_a_throttled_device_takes_its_time(test: &Test) {
+    const MIB: usize = 1 << 20;
+    let dir = test.new_dir();
+    let device = fs::metadata(&dir).unwrap().dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    if major == 0 {
+        return skip(&test.name, "the tests' files are not on one block device");
+    }
+    // Nobody has it in memory: it comes from the device.
+    let path = dir.join("file");
+    fs::write(&path, vec![b'x'; 6 * MIB]).unwrap();
+    let file = fs::File::open(&path).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let throttle = json!([{ "major": major, "minor": minor, "rate": 2 * MIB }]);
+    let resources = json!({ "blockIO": { "throttleReadBpsDevice": throttle } });
+    let bundle = sleeper(test, &self::path(test), resources);
+    change(&bundle, |config| {
+        push(
+            config,
+            "/mounts",
+            mount("/data", "bind", dir.to_str().unwrap(), &["rbind", "ro"]),
+        );
+    });
+    let made = Made::of(test, &bundle).create().start();
+
+    let start = Instant::now();
+    assert_eq!(made.sh("wc -c </data/file"), (6 * MIB).to_string());
+
+    assert!(
+        start.elapsed() >= Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+pub fn throttles_of_a_further_container_of_a_machine_are_refused(test: &Test) {
+    let first = Made::of(test, &sleeper(test, &path(test), json!({}))).create();
+    let throttle = json!([{ "major": 8, "minor": 0, "rate": 1000 }]);
+    let resources = json!({ "blockIO": { "throttleWriteBpsDevice": throttle } });
+    let bundle = sleeper(test, &path(test), resources);
+    join(&bundle, first.pid());
+
+    let refused = Made::of(test, &bundle).try_create();
+
+    refused.expect_error(&["linux.resources.blockIO", "started first"]);
 }
 
 pub fn limits_of_memory_and_processes_leave_room_for_the_machine(test: &Test) {

@@ -164,6 +164,19 @@ pub fn set_hooks(bundle: &Bundle<'_>, hooks: &Value) {
     change(bundle, |config| config["hooks"] = hooks.clone());
 }
 
+/// Makes a bundle's container share namespaces with the one whose process an engine knows as `pid`, and
+/// with that its machine.
+pub fn join(bundle: &Bundle<'_>, pid: u32) {
+    change(bundle, |config| {
+        let all = config["linux"]["namespaces"].as_array_mut().unwrap();
+        for (kind, file) in [("ipc", "ipc"), ("uts", "uts"), ("network", "net")] {
+            let joined = all.iter_mut().find(|entry| entry["type"] == kind);
+            joined.unwrap()["path"] = json!(format!("/proc/{pid}/ns/{file}"));
+        }
+        config.as_object_mut().unwrap().remove("hostname");
+    });
+}
+
 /// Changes a bundle's configuration.
 pub fn change(bundle: &Bundle<'_>, change: impl FnOnce(&mut Value)) {
     let path = bundle.dir.join("config.json");

@@ -23,6 +23,7 @@ bundle_suite! {
     uml:
         relative_path_is_below_the_engines_own_group,
         limits_of_cpu_are_those_of_the_group,
+        reading_from_a_throttled_device_takes_its_time,
         hook_has_its_arguments_and_environment_in_the_bundle,
         create_container_hook_is_in_the_containers_network,
         hooks_of_the_engine_are_not_in_the_containers_group,
@@ -59,6 +60,7 @@ mod ours {
             path_that_names_no_group_is_refused,
             cpus_that_are_not_there_are_refused_by_name,
             cpus_without_a_group_are_refused,
+            throttles_of_a_further_container_of_a_machine_are_refused,
             poststart_hook_runs_when_the_program_does,
             start_container_hook_that_fails_keeps_the_program_from_running,
             poststart_hook_that_fails_ends_the_container,

@@ -6,7 +6,7 @@ use bulkhead_tests::harness::bundle::Bundle;
 use bulkhead_tests::{Running, Test, wait};
 use serde_json::json;
 
-use crate::made::{Made, change, hook, set_hooks};
+use crate::made::{Made, hook, join, set_hooks};
 
 fn sleeper(test: &Test) -> Bundle<'_> {
     test.bundle(|config| config["process"]["args"] = json!(["sleep", "1000"]))
@@ -71,14 +71,7 @@ pub fn verbs_do_not_wait_for_one_on_another_container_of_the_machine(test: &Test
     let pid = first.pid();
     let member = || {
         let bundle = sleeper(test);
-        change(&bundle, |config| {
-            let all = config["linux"]["namespaces"].as_array_mut().unwrap();
-            for (kind, file) in [("ipc", "ipc"), ("uts", "uts"), ("network", "net")] {
-                let joined = all.iter_mut().find(|entry| entry["type"] == kind);
-                joined.unwrap()["path"] = json!(format!("/proc/{pid}/ns/{file}"));
-            }
-            config.as_object_mut().unwrap().remove("hostname");
-        });
+        join(&bundle, pid);
         bundle
     };
     let slow = Slow::create(test, &member());

@@ -215,9 +215,10 @@ pub fn strip_host_limits(resources: &mut LinuxResources) {
         cpu.set_cpus(None);
         cpu.set_mems(None);
     }
+    // The devices are the host's, where what the virtual machine reads and writes is throttled.
+    resources.set_block_io(None);
     // What is left of these asks for nothing: the rest was refused.
     resources.set_hugepage_limits(None);
-    resources.set_block_io(None);
     resources.set_network(None);
     resources.set_rdma(None);
 }

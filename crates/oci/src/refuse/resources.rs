@@ -53,13 +53,26 @@ pub(super) const RULES: &[Rule] = &[
         },
     },
     Rule {
-        field: "linux.resources.blockIO",
+        field: "linux.resources.blockIO.weight, leafWeight, weightDevice",
         because: Because::NotBuilt,
-        reason: "the container's files are read and written by the host, where block I/O limits are not applied in this version",
-        alternative: "remove it",
+        reason: "weights are not handed to the host's I/O scheduler in this version",
+        alternative: "remove it, or use linux.resources.blockIO.throttleReadBpsDevice and the like",
         find: |spec| {
             let block_io = resources(spec).and_then(|r| r.block_io().as_ref());
-            block_io.map(block_io_fields).unwrap_or_default()
+            block_io.map(weights).unwrap_or_default()
+        },
+    },
+    Rule {
+        field: "linux.resources.blockIO.throttle… without linux.cgroupsPath",
+        because: Because::OwnKernel,
+        reason: "the devices are the host's, and only a control group of the host slows down what the virtual machine reads and writes",
+        alternative: "set linux.cgroupsPath",
+        find: |spec| {
+            let block_io = resources(spec).and_then(|r| r.block_io().as_ref());
+            match block_io {
+                Some(block_io) if !has_group(spec) => throttles(block_io),
+                _ => Vec::new(),
+            }
         },
     },
     Rule {
@@ -92,9 +105,7 @@ pub(super) const RULES: &[Rule] = &[
         reason: "the numbers are of the host's CPUs and memory nodes, and only a control group of the host binds the virtual machine to them",
         alternative: "set linux.cgroupsPath",
         find: |spec| {
-            let linux = spec.linux().as_ref();
-            let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
-            if path.is_some_and(|path| !path.as_os_str().is_empty()) {
+            if has_group(spec) {
                 return Vec::new();
             }
             let Some(cpu) = resources(spec).and_then(|r| r.cpu().as_ref()) else {
@@ -132,9 +143,15 @@ fn resources(spec: &Spec) -> Option<&LinuxResources> {
     spec.linux().as_ref()?.resources().as_ref()
 }
 
-fn block_io_fields(block_io: &LinuxBlockIo) -> Vec<String> {
+/// Whether the container has a control group on the host.
+fn has_group(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
+    path.is_some_and(|path| !path.as_os_str().is_empty())
+}
+
+fn weights(block_io: &LinuxBlockIo) -> Vec<String> {
     let weight = |value: Option<u16>| value.is_some_and(|weight| weight != 0);
-    let throttle = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let weights = block_io
         .weight_device()
         .as_ref()
@@ -143,6 +160,16 @@ fn block_io_fields(block_io: &LinuxBlockIo) -> Vec<String> {
         ("weight", weight(block_io.weight())),
         ("leafWeight", weight(block_io.leaf_weight())),
         ("weightDevice", weights),
+    ]
+    .into_iter()
+    .filter(|(_, asked)| *asked)
+    .map(|(name, _)| format!("linux.resources.blockIO.{name}"))
+    .collect()
+}
+
+fn throttles(block_io: &LinuxBlockIo) -> Vec<String> {
+    let throttle = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    [
         (
             "throttleReadBpsDevice",
             throttle(block_io.throttle_read_bps_device()),

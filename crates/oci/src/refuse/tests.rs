@@ -171,6 +171,13 @@ fn refusals_name_the_exact_field() {
         ),
         (
             "/linux",
+            limits(
+                json!({"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}}),
+            ),
+            "linux.resources.blockIO.throttleReadBpsDevice",
+        ),
+        (
+            "/linux",
             limits(json!({"memory": {"swappiness": 0}})),
             "linux.resources.memory.swappiness",
         ),

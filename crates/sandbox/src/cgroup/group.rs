@@ -152,12 +152,12 @@ impl Group {
     fn member_for(&self, limit: &Limit) -> Result<&Member, CgroupError> {
         let missing = CgroupError::NoController {
             field: limit.field(),
-            controller: limit.controller(),
+            controller: limit.controller(version(&self.members)),
         };
-        let member = self
-            .members
-            .iter()
-            .find(|member| member.hierarchy.has(limit.controller()));
+        let member = self.members.iter().find(|member| {
+            let hierarchy = &member.hierarchy;
+            hierarchy.has(limit.controller(hierarchy.version))
+        });
         let there = |member: &&Member| {
             let entries = limit.entries(member.hierarchy.version);
             let mut files = entries.iter().map(|(file, _)| member.dir.join(file));

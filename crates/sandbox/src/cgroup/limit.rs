@@ -1,6 +1,6 @@
 //! `linux.resources` as limits of the virtual machine as a whole: pure arithmetic.
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxBlockIo, LinuxResources, LinuxThrottleDevice};
 
 use super::hierarchy::Version;
 
@@ -45,6 +45,28 @@ pub enum Limit {
     Mems(String),
     /// Number of processes and threads; `None` for no limit.
     Processes(Option<u64>),
+    /// What is read from or written to a block device.
+    Throttle {
+        /// What is counted.
+        what: Traffic,
+        /// Major and minor number.
+        device: (i64, i64),
+        /// Bytes or operations each second; 0 for no limit.
+        rate: u64,
+    },
+}
+
+/// What of a block device's traffic a limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// Bytes read.
+    ReadBytes,
+    /// Bytes written.
+    WrittenBytes,
+    /// Operations that read.
+    Reads,
+    /// Operations that write.
+    Writes,
 }
 
 /// A file of a group and what to write to it.
@@ -53,8 +75,10 @@ pub type Entry = (&'static str, String);
 impl Limit {
     /// The controller that enforces it.
     #[must_use]
-    pub fn controller(&self) -> &'static str {
+    pub fn controller(&self, version: Version) -> &'static str {
         match self {
+            Self::Throttle { .. } if version == Version::V1 => "blkio",
+            Self::Throttle { .. } => "io",
             Self::Memory(_) | Self::Reservation(_) => "memory",
             Self::Shares(_) | Self::Quota { .. } | Self::Burst(_) | Self::Idle(_) => "cpu",
             Self::Cpus(_) | Self::Mems(_) => "cpuset",
@@ -75,6 +99,12 @@ impl Limit {
             Self::Cpus(_) => "linux.resources.cpu.cpus",
             Self::Mems(_) => "linux.resources.cpu.mems",
             Self::Processes(_) => "linux.resources.pids.limit",
+            Self::Throttle { what, .. } => match what {
+                Traffic::ReadBytes => "linux.resources.blockIO.throttleReadBpsDevice",
+                Traffic::WrittenBytes => "linux.resources.blockIO.throttleWriteBpsDevice",
+                Traffic::Reads => "linux.resources.blockIO.throttleReadIOPSDevice",
+                Traffic::Writes => "linux.resources.blockIO.throttleWriteIOPSDevice",
+            },
         }
     }
 
@@ -106,6 +136,38 @@ impl Limit {
             Self::Cpus(list) => vec![("cpuset.cpus", list.clone())],
             Self::Mems(list) => vec![("cpuset.mems", list.clone())],
             Self::Processes(limit) => vec![("pids.max", max(*limit))],
+            Self::Throttle { what, device, rate } if v1 => {
+                let (major, minor) = device;
+                vec![(what.file(), format!("{major}:{minor} {rate}"))]
+            }
+            Self::Throttle { what, device, rate } => {
+                let (major, minor) = device;
+                let rate = max(Some(*rate).filter(|rate| *rate > 0));
+                let value = format!("{major}:{minor} {}={rate}", what.key());
+                vec![("io.max", value)]
+            }
+        }
+    }
+}
+
+impl Traffic {
+    /// The file of version 1.
+    fn file(self) -> &'static str {
+        match self {
+            Self::ReadBytes => "blkio.throttle.read_bps_device",
+            Self::WrittenBytes => "blkio.throttle.write_bps_device",
+            Self::Reads => "blkio.throttle.read_iops_device",
+            Self::Writes => "blkio.throttle.write_iops_device",
+        }
+    }
+
+    /// The key of version 2.
+    fn key(self) -> &'static str {
+        match self {
+            Self::ReadBytes => "rbps",
+            Self::WrittenBytes => "wbps",
+            Self::Reads => "riops",
+            Self::Writes => "wiops",
         }
     }
 }
@@ -149,7 +211,28 @@ pub fn of(resources: &LinuxResources, bounds: Bounds) -> Vec<Limit> {
         let own = |limit: u64| limit.saturating_add(OWN_PROCESSES);
         limits.push(Limit::Processes(u64::try_from(pids.limit()).ok().map(own)));
     }
+    limits.extend(resources.block_io().iter().flat_map(throttles));
     limits
+}
+
+/// What a container reads and writes, the machine's processes read and write for it.
+fn throttles(block_io: &LinuxBlockIo) -> Vec<Limit> {
+    let all = |what, list: &Option<Vec<LinuxThrottleDevice>>| -> Vec<Limit> {
+        let list = list.iter().flatten();
+        list.map(|throttle| Limit::Throttle {
+            what,
+            device: (throttle.major(), throttle.minor()),
+            rate: throttle.rate(),
+        })
+        .collect()
+    };
+    [
+        all(Traffic::ReadBytes, block_io.throttle_read_bps_device()),
+        all(Traffic::WrittenBytes, block_io.throttle_write_bps_device()),
+        all(Traffic::Reads, block_io.throttle_read_iops_device()),
+        all(Traffic::Writes, block_io.throttle_write_iops_device()),
+    ]
+    .concat()
 }
 
 /// Shares from 2 to 262144 to weights from 1 to 10000, as all runtimes do it.
@@ -188,6 +271,10 @@ mod tests {
             "memory": { "limit": 1 << 20, "reservation": 5000, "swap": 2 << 20 },
             "cpu": { "shares": 1024, "quota": 20_000, "period": 50_000, "cpus": "0-1", "mems": "0" },
             "pids": { "limit": 10 },
+            "blockIO": {
+                "throttleReadBpsDevice": [{ "major": 8, "minor": 1, "rate": 4096 }],
+                "throttleWriteIOPSDevice": [{ "major": 8, "minor": 1, "rate": 0 }],
+            },
         });
 
         assert_eq!(
@@ -201,6 +288,8 @@ mod tests {
                 ("cpuset.cpus", "0-1"),
                 ("cpuset.mems", "0"),
                 ("pids.max", "266"),
+                ("blkio.throttle.read_bps_device", "8:1 4096"),
+                ("blkio.throttle.write_iops_device", "8:1 0"),
             ])
         );
         assert_eq!(
@@ -213,6 +302,8 @@ mod tests {
                 ("cpuset.cpus", "0-1"),
                 ("cpuset.mems", "0"),
                 ("pids.max", "266"),
+                ("io.max", "8:1 rbps=4096"),
+                ("io.max", "8:1 wiops=max"),
             ])
         );
     }

@@ -30,7 +30,7 @@ impl Sandbox {
         // Values that are right by themselves may not fit together.
         check_resources(&wanted).map_err(PlanError::from)?;
         check_memory(&plan, &wanted)?;
-        if limits::names_cpus(change) && !self.has_group() {
+        if limits::names_the_hosts(change) && !self.has_group() {
             return Err(SandboxError::NoGroup);
         }
         let changed = async {

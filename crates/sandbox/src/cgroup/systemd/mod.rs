@@ -245,7 +245,9 @@ fn property(limit: &Limit, version: Version) -> Vec<(&'static str, Value)> {
         | Limit::Burst(_)
         | Limit::Idle(_)
         | Limit::Cpus(_)
-        | Limit::Mems(_) => Vec::new(),
+        | Limit::Mems(_)
+        // It knows devices by their paths only.
+        | Limit::Throttle { .. } => Vec::new(),
     }
 }
 
