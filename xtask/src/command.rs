@@ -139,7 +139,7 @@ pub fn under(runner: &str, options: &[&str], command: &Command) -> Command {
 
 /// The same command, which leaves processors to others that want them.
 pub fn polite(command: &Command) -> Command {
-    under("nice", &["-n", "10"], command)
+    under("nice", &["-n", "5"], command)
 }
 
 /// The command as one would type it, shortened.
