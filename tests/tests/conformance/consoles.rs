@@ -4,6 +4,7 @@ use bulkhead_tests::harness::console::Console;
 use bulkhead_tests::{Bundle, ConsoleSocket, Created};
 use serde_json::{Value, json};
 
+use crate::exec::{exit_code, pid_in};
 use crate::requirement::Exception::Crun;
 use crate::requirement::Requirement;
 use crate::requirements;
@@ -143,7 +144,9 @@ fn socket_without_terminal_is_an_error(subject: &Subject) {
 fn exec_has_a_terminal_of_its_own(subject: &Subject) {
     let container = subject.running(|_| {});
     let socket = ConsoleSocket::new(&subject.new_dir());
-    let exec = subject.verb(["exec", "--tty", "--detach", "--console-socket"]);
+    let file = subject.new_dir().join("pid");
+    let exec = subject.verb(["exec", "--tty", "--detach", "--pid-file"]);
+    let exec = exec.arg(&file).arg("--console-socket");
     let script = "trap 'stty size; exit 0' WINCH; tty; echo ready; while :; do sleep 0.1; done";
     let exec = exec.arg(socket.path()).arg(container.id());
     let mut exec = exec.args(["/bin/sh", "-c", script]).spawn();
@@ -155,6 +158,8 @@ fn exec_has_a_terminal_of_its_own(subject: &Subject) {
     console.read_until("ready\r\n");
     console.resize(99, 44);
     console.read_until("44 99\r\n");
+    // As its parent: runc waits for half a minute for a group that has a process nobody has waited for.
+    assert_eq!(exit_code(pid_in(&file)), Some(0));
     drop(exec);
     drop(container);
 }

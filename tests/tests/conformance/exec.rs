@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Instant;
 
 use bulkhead_tests::wait;
@@ -212,12 +213,17 @@ fn detached(
     let exec = subject.verb(["exec", "--detach", "--pid-file"]).arg(&file);
     let mut exec = exec.args([id, "/bin/sh", "-c", script]).spawn();
     assert!(exec.exited().success());
-    let text = fs::read_to_string(&file).unwrap();
-    (Pid::from_raw(text.trim().parse().unwrap()).unwrap(), exec)
+    (pid_in(&file), exec)
+}
+
+/// The process a file names.
+pub fn pid_in(file: &Path) -> Pid {
+    let text = fs::read_to_string(file).unwrap();
+    Pid::from_raw(text.trim().parse().unwrap()).unwrap()
 }
 
 /// Waits for the end of a process as its parent; its exit code.
-fn exit_code(pid: Pid) -> Option<i32> {
+pub fn exit_code(pid: Pid) -> Option<i32> {
     let number = u32::try_from(pid.as_raw_nonzero().get()).unwrap();
     let fd = wait::pidfd(number).expect("a child of ours");
     assert!(
