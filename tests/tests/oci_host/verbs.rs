@@ -130,7 +130,7 @@ pub fn update_that_cannot_be_done_changes_nothing(test: &Test) {
         ),
         (
             &["--blkio-weight", "500", "--pids-limit", "20"],
-            ["blockIO.weight", "not applied"],
+            ["blockIO.weight", "not handed"],
         ),
         (
             &["--memory", "1000", "--memory-swap", "500"],
