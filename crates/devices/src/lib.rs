@@ -15,6 +15,7 @@ pub mod process;
 pub mod rig;
 mod ring;
 pub mod session;
+pub mod tally;
 pub mod vsock;
 
 pub use process::{

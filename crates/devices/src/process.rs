@@ -24,7 +24,8 @@ use crate::entropy::Entropy;
 use crate::fs::{Fs, FsError, share};
 use crate::net::Net;
 use crate::net::frames::Tap;
-use crate::session::{End, Session, SessionError};
+use crate::session::{Device as _, End, Session, SessionError};
+use crate::tally::Tallies;
 use crate::vsock::Vsock;
 use crate::vsock::control::DeviceChannel;
 use crate::vsock::mux::Mux;
@@ -225,12 +226,14 @@ pub fn serve(resources: Resources, config: &DeviceConfig) -> Result<(), DeviceEr
         .try_clone()
         .map_err(setup("duplicate the descriptor of /proc/self/fd"))?;
 
+    let mut tallies = Tallies::default();
     let fs = Fs::new(share(&fs.root, proc_fd, fd_limit)?, &fs.tag)?;
+    tallies.add(Fs::NAME, fs.tally());
     let mut fs = Session::new(fs_socket, fs, &*stop)?;
     let control = DeviceChannel::new(control);
     let mux = Mux::new(guest_cid, control, Some(own_proc_fd))
         .map_err(setup("make the event descriptors of the vsock device"))?;
-    let mut vsock = Session::new(vsock, Vsock::new(guest_cid, mux), &*stop)?;
+    let mut streams = Vsock::new(guest_cid, mux);
 
     let failure = Arc::new(Mutex::new(None));
     let report = || Report {
@@ -244,25 +247,36 @@ pub fn serve(resources: Resources, config: &DeviceConfig) -> Result<(), DeviceEr
         Ok(fs.run()?)
     })?;
     if let Some(socket) = entropy {
-        let mut entropy = Session::new(socket, Entropy::default(), &*stop)?;
+        let entropy = Entropy::default();
+        tallies.add(Entropy::NAME, entropy.tally());
+        let mut entropy = Session::new(socket, entropy, &*stop)?;
         report().on_thread("entropy".to_owned(), move || Ok(entropy.run()?))?;
     }
     if let Some(socket) = balloon {
-        let mut balloon = Session::new(socket, Balloon::default(), &*stop)?;
+        let balloon = Balloon::default();
+        tallies.add(Balloon::NAME, balloon.tally());
+        let mut balloon = Session::new(socket, balloon, &*stop)?;
         report().on_thread("balloon".to_owned(), move || Ok(balloon.run()?))?;
     }
     for (number, ((socket, tap), config)) in nets.into_iter().zip(&config.nets).enumerate() {
         let net = Net::new(tap, config.mac, config.mtu)
             .map_err(setup("prepare the tap of a network card"))?;
+        let name = format!("net{number}");
+        tallies.add(&name, net.tally());
         let mut net = Session::new(socket, net, &*stop)?;
-        report().on_thread(format!("net{number}"), move || Ok(net.run()?))?;
+        report().on_thread(name, move || Ok(net.run()?))?;
     }
     for (number, ((socket, file), config)) in blocks.into_iter().zip(&config.blocks).enumerate() {
         let medium = Medium::new(file, config.read_only, &config.serial)
             .map_err(setup("find out the size of a disk"))?;
-        let mut block = Session::new(socket, Block::new(medium), &*stop)?;
-        report().on_thread(format!("block{number}"), move || Ok(block.run()?))?;
+        let block = Block::new(medium);
+        let name = format!("block{number}");
+        tallies.add(&name, block.tally());
+        let mut block = Session::new(socket, block, &*stop)?;
+        report().on_thread(name, move || Ok(block.run()?))?;
     }
+    streams.tell_of(tallies);
+    let mut vsock = Session::new(vsock, streams, &*stop)?;
     // Names in `top` and `ps -L`; a failure changes nothing else.
     let _ = rustix::thread::set_name(c"vsock");
 

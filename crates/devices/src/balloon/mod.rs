@@ -10,6 +10,7 @@ mod give;
 mod tests;
 
 use std::io;
+use std::sync::Arc;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -21,8 +22,10 @@ use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::config_space;
+use crate::guest::Segments;
 use crate::ring::answer_all;
 use crate::session::{AtomicMemory, Device, Memory, Source, Vring};
+use crate::tally::Tally;
 
 use give::{Given, listed, reported};
 
@@ -47,6 +50,7 @@ const SPACE: usize = 8;
 #[derive(Debug, Default)]
 pub struct Balloon {
     memory: Option<AtomicMemory>,
+    tally: Arc<Tally>,
     warned: bool,
 }
 
@@ -71,9 +75,15 @@ impl Balloon {
         let Some(memory) = self.memory.as_ref().map(GuestAddressSpace::memory) else {
             return Ok(());
         };
-        answer_all(vring, &memory, |chain| {
+        let tally = Arc::clone(&self.tally);
+        answer_all(vring, &memory, &tally, |chain| {
+            // What it lists counts, not the memory it gives back.
+            let listed = match event {
+                REPORTS => 0,
+                _ => Segments::readable(chain.clone(), &memory).map_or(0, |list| list.len()),
+            };
             self.answer(event, &memory, chain);
-            0
+            (listed, 0)
         })
     }
 }
@@ -152,5 +162,9 @@ impl Device for Balloon {
 
     fn drained(&self) -> bool {
         true
+    }
+
+    fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 }

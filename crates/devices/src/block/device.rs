@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::sync::Arc;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -20,8 +21,9 @@ use super::request::{self, MAX_RANGE_SECTORS, MAX_RANGES};
 use super::{SECTOR, SERIAL_LEN};
 use crate::config_space;
 use crate::guest::Segments;
-use crate::ring::answer_all;
+use crate::ring::{Moved, answer_all};
 use crate::session::{AtomicMemory, Device, Memory, Source, Vring};
+use crate::tally::Tally;
 
 const QUEUES: usize = 1;
 // QEMU lets a driver behind memory-mapped registers make its rings as long as that, always.
@@ -79,6 +81,7 @@ pub struct Block {
     medium: Medium,
     space: [u8; SPACE],
     memory: Option<AtomicMemory>,
+    tally: Arc<Tally>,
     warned: bool,
 }
 
@@ -90,6 +93,7 @@ impl Block {
             space: space(&medium),
             medium,
             memory: None,
+            tally: Arc::default(),
             warned: false,
         }
     }
@@ -99,24 +103,25 @@ impl Block {
         let Some(memory) = self.memory.as_ref().map(GuestAddressSpace::memory) else {
             return Ok(());
         };
-        answer_all(vring, &memory, |chain| self.answer(&memory, chain))
+        let tally = Arc::clone(&self.tally);
+        answer_all(vring, &memory, &tally, |chain| self.answer(&memory, chain))
     }
 
-    /// Does one request and tells the guest how it went; returns how many bytes were written to its
-    /// memory.
-    fn answer(&mut self, memory: &Memory, chain: DescriptorChain<&Memory>) -> u32 {
+    /// Does one request and tells the guest how it went.
+    fn answer(&mut self, memory: &Memory, chain: DescriptorChain<&Memory>) -> Moved {
         let (Ok(request), Ok(mut reply)) = (
             Segments::readable(chain.clone(), memory),
             Segments::writable(chain, memory),
         ) else {
             self.complain(&"A descriptor names memory the guest does not have");
-            return 0;
+            return (0, 0);
         };
         // The last byte is for the status, wherever the guest has put it.
         let Some(data) = reply.len().checked_sub(1) else {
             self.complain(&"A request has no room for its status");
-            return 0;
+            return (0, 0);
         };
+        let taken = request.len();
         let status = reply.split_off(data);
         let (code, written) = match request::serve(&self.medium, request, &reply) {
             Ok(written) => (0, written),
@@ -126,7 +131,8 @@ impl Block {
             }
         };
         status.copy_from(&[code]);
-        u32::try_from(written.saturating_add(1)).unwrap_or(u32::MAX)
+        let written = u32::try_from(written.saturating_add(1)).unwrap_or(u32::MAX);
+        (taken, written)
     }
 
     /// Says once what is wrong; a guest must not fill the host's disk with it.
@@ -246,5 +252,9 @@ impl Device for Block {
 
     fn drained(&self) -> bool {
         true
+    }
+
+    fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 }

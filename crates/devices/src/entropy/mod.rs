@@ -4,6 +4,7 @@
 mod tests;
 
 use std::io;
+use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -19,6 +20,7 @@ use crate::config_space;
 use crate::guest::Segments;
 use crate::ring::answer_all;
 use crate::session::{AtomicMemory, Device, Memory, Source, Vring};
+use crate::tally::Tally;
 
 const QUEUES: usize = 1;
 // QEMU lets a driver behind memory-mapped registers make its rings as long as that, always.
@@ -32,6 +34,7 @@ pub const MOST: usize = 256;
 #[derive(Debug, Default)]
 pub struct Entropy {
     memory: Option<AtomicMemory>,
+    tally: Arc<Tally>,
 }
 
 /// Fills what the guest set aside; returns how many bytes it got.
@@ -98,7 +101,9 @@ impl VhostUserBackendMut for Entropy {
         let (Some(vring), Some(memory)) = (vrings.get(usize::from(event)), memory) else {
             return Ok(());
         };
-        if let Err(e) = answer_all(vring, &memory, |chain| answer(&memory, chain)) {
+        if let Err(e) = answer_all(vring, &memory, &self.tally, |chain| {
+            (0, answer(&memory, chain))
+        }) {
             log::error!("entropy: the guest's ring is broken and is served no more: {e}");
             vring.set_queue_ready(false);
         }
@@ -122,5 +127,9 @@ impl Device for Entropy {
 
     fn drained(&self) -> bool {
         true
+    }
+
+    fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 }

@@ -1,6 +1,7 @@
 //! The virtio-fs device: its rings, its configuration space.
 
 use std::io;
+use std::sync::Arc;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -17,7 +18,9 @@ use vmm_sys_util::epoll::EventSet;
 use super::{FsError, Tree};
 use crate::config_space;
 use crate::guest::Segments;
+use crate::ring::Moved;
 use crate::session::{AtomicMemory, Device, Memory, Source, Vring};
+use crate::tally::Tally;
 
 /// Length of the tag in the configuration space, in bytes (virtio 1.2, section 5.11.4).
 pub(super) const TAG_LEN: usize = 36;
@@ -34,6 +37,7 @@ pub struct Fs {
     server: Server<Tree>,
     space: [u8; TAG_LEN + 4],
     memory: Option<AtomicMemory>,
+    tally: Arc<Tally>,
     warned: bool,
 }
 
@@ -71,6 +75,7 @@ impl Fs {
             server: Server::new(tree),
             space,
             memory: None,
+            tally: Arc::default(),
             warned: false,
         })
     }
@@ -88,8 +93,8 @@ impl Fs {
             state.disable_notification()?;
             while let Some(chain) = state.get_queue_mut().iter(&*memory)?.next() {
                 let head = chain.head_index();
-                let len = match request(&self.server, &memory, chain.clone()) {
-                    Ok(len) => len,
+                let (taken, len) = match request(&self.server, &memory, chain.clone()) {
+                    Ok(moved) => moved,
                     Err(e) => {
                         if !self.warned {
                             self.warned = true;
@@ -98,10 +103,11 @@ impl Fs {
                                  not reported"
                             );
                         }
-                        refuse(&memory, chain)
+                        (0, refuse(&memory, chain))
                     }
                 };
                 state.add_used(head, len)?;
+                self.tally.done(taken, len);
                 if state.needs_notification()? {
                     // A full socket (User-Mode Linux) means that one is already waiting.
                     let _ = state.signal_used_queue();
@@ -114,22 +120,23 @@ impl Fs {
     }
 }
 
-/// Serves one request; returns the length of the reply in bytes.
+/// Serves one request.
 fn request<F: FileSystem + Sync>(
     server: &Server<F>,
     memory: &Memory,
     chain: DescriptorChain<&Memory>,
-) -> io::Result<u32> {
+) -> io::Result<Moved> {
     let reader = Reader::new(memory, chain.clone()).map_err(io::Error::other)?;
     let writer = Writer::new(memory, chain.clone()).map_err(io::Error::other)?;
     // The server takes for granted that a reply has room for its header.
     if writer.available_bytes() < REPLY_HEADER && !is_one_way(memory, chain) {
         return Err(io::Error::other("there is no room for a reply"));
     }
+    let taken = reader.available_bytes();
     let len = server
         .handle_message(reader, writer, None::<&mut vhost::vhost_user::Backend>)
         .map_err(io::Error::other)?;
-    u32::try_from(len).map_err(io::Error::other)
+    Ok((taken, u32::try_from(len).map_err(io::Error::other)?))
 }
 
 /// Whether the request is of the kinds that are not answered.
@@ -250,5 +257,9 @@ impl Device for Fs {
 
     fn drained(&self) -> bool {
         true
+    }
+
+    fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -24,6 +25,7 @@ use super::used::Used;
 use crate::config_space;
 use crate::guest::Segments;
 use crate::session::{AtomicMemory, Device, Memory, Source, Vring};
+use crate::tally::Tally;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -48,6 +50,7 @@ pub struct Net<F> {
     offered: u64,
     accepted: u64,
     memory: Option<AtomicMemory>,
+    tally: Arc<Tally>,
     /// The guest may have put frames into its ring that were not looked at.
     transmit_pending: bool,
     /// The tap may have frames that were not read.
@@ -99,6 +102,7 @@ impl<F: Frames> Net<F> {
             offered,
             accepted: 0,
             memory: None,
+            tally: Arc::default(),
             transmit_pending: false,
             host_pending: true,
             frame: vec![0; HEADER_LEN + MAX_FRAME + 1],
@@ -165,11 +169,16 @@ impl<F: Frames> Net<F> {
                     break;
                 };
                 let head = chain.head_index();
+                let mut taken = 0;
                 match Segments::readable(chain, memory) {
-                    Ok(frame) => self.send(frame),
+                    Ok(frame) => {
+                        taken = frame.len();
+                        self.send(frame);
+                    }
                     Err(e) => self.complain(&e),
                 }
                 state.add_used(head, 0)?;
+                self.tally.done(taken, 0);
                 used = true;
                 budget = budget.saturating_sub(1);
             }
@@ -219,6 +228,7 @@ impl<F: Frames> Net<F> {
         let written =
             unsafe { libc::writev(self.frames.as_fd().as_raw_fd(), parts.as_ptr(), count) };
         if written < 0 {
+            self.tally.stalled();
             log::debug!("net: a frame was lost: {}", io::Error::last_os_error());
         }
     }
@@ -239,6 +249,7 @@ impl<F: Frames> Net<F> {
             match self.place(&mut state, memory, len)? {
                 Placed::Done => left = left.saturating_sub(1),
                 Placed::NoRoom => {
+                    self.tally.stalled();
                     self.held = Some(len);
                     break;
                 }
@@ -342,6 +353,7 @@ impl<F: Frames> Net<F> {
             buffers.push((head, u32::try_from(done).unwrap_or(0)));
         }
         self.used.publish(state.get_queue_mut(), memory, &buffers)?;
+        self.tally.done(0, u32::try_from(len).unwrap_or(0));
         Ok(Placed::Done)
     }
 
@@ -485,5 +497,9 @@ impl<F: Frames> Device for Net<F> {
 
     fn drained(&self) -> bool {
         true
+    }
+
+    fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 }

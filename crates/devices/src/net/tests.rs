@@ -11,6 +11,7 @@ use super::Net;
 use super::frames::MAX_FRAME;
 use super::header::HEADER_LEN;
 use crate::rig::{DATA, MEMORY, Part, RING, Rig};
+use crate::session::Device as _;
 
 const RX: u16 = 0;
 const TX: u16 = 1;
@@ -165,6 +166,26 @@ fn frame_without_room_waits_for_it() {
     guest.rig.kick(RX);
     assert_eq!(guest.rig.used(usize::from(RX)).len(), 2);
     assert_eq!(guest.rig.get(DATA + 12, 3000), frame);
+}
+
+#[test]
+fn frames_and_waits_for_room_are_counted() {
+    let mut guest = Guest::new(0);
+    guest.send(&[0; HEADER_LEN], &[1; 60]);
+    assert!(guest.arrived().is_some());
+    guest.comes(100);
+    let work = guest.rig.device.tally().work("net0");
+    let sent = (HEADER_LEN + 60) as u64;
+    assert_eq!((work.requests, work.from_guest_bytes), (1, sent));
+    assert_eq!((work.to_guest_bytes, work.stalls), (0, 1));
+
+    guest.buffer(0, 2000);
+    guest.rig.kick(RX);
+
+    let work = guest.rig.device.tally().work("net0");
+    let came = (HEADER_LEN + 100) as u64;
+    assert_eq!((work.requests, work.to_guest_bytes), (2, came));
+    assert_eq!(work.stalls, 1);
 }
 
 #[test]

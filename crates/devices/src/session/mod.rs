@@ -26,6 +26,7 @@ use vhost_user_backend::{VhostUserBackendMut, VringMutex};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::tally::Tally;
 use handler::Handler;
 
 /// Guest memory as mapped from the front end's descriptors.
@@ -137,6 +138,9 @@ pub trait Device: VhostUserBackendMut<Bitmap = BitmapMmapRegion, Vring = Vring> 
 
     /// Whether everything the guest sent has been delivered.
     fn drained(&self) -> bool;
+
+    /// Where it counts what it does.
+    fn tally(&self) -> &Arc<Tally>;
 }
 
 enum Link<D: Device> {

@@ -58,6 +58,9 @@ pub enum Request {
         /// Whether a descriptor to write to follows.
         writer: bool,
     },
+    /// Write what all devices of the process have done to the pipe that follows, and close it; see
+    /// [`crate::tally::Work`].
+    Count,
 }
 
 /// What the device tells the sandbox process.
@@ -88,6 +91,7 @@ pub enum Event {
 const EXPECT: u8 = 1;
 const CANCEL: u8 = 2;
 const CONNECT: u8 = 3;
+const COUNT: u8 = 4;
 const READY: u8 = 1;
 const CONNECTED: u8 = 2;
 const REFUSED: u8 = 3;
@@ -102,6 +106,7 @@ impl Request {
                 writer,
             } => (EXPECT, port, 0, reader, writer),
             Request::Cancel { port } => (CANCEL, port, 0, false, false),
+            Request::Count => (COUNT, 0, 0, false, true),
             Request::Connect {
                 guest_port,
                 local_port,
@@ -124,6 +129,7 @@ impl Request {
                 writer,
             }),
             (CANCEL, 0, 0) => Some(Request::Cancel { port }),
+            (COUNT, 2, 0) if port == 0 => Some(Request::Count),
             (CONNECT, 0..=3, guest_port) => Some(Request::Connect {
                 guest_port,
                 local_port: port,
@@ -140,6 +146,7 @@ impl Request {
                 usize::from(reader) + usize::from(writer)
             }
             Request::Cancel { .. } => 0,
+            Request::Count => 1,
         }
     }
 }
@@ -335,6 +342,8 @@ impl DeviceChannel {
         {
             ends.reader = if reader { fds.next() } else { None };
             ends.writer = if writer { fds.next() } else { None };
+        } else {
+            ends.writer = fds.next();
         }
         Ok(Inbox::Request(request, ends))
     }

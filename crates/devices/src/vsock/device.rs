@@ -1,6 +1,7 @@
 //! The vsock device: its rings, its configuration space, its turn-taking.
 
 use std::io;
+use std::sync::Arc;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -15,6 +16,7 @@ use super::mux::Mux;
 use crate::config_space;
 use crate::guest::Segments;
 use crate::session::{AtomicMemory, Device, Memory, Source, Vring};
+use crate::tally::{Tallies, Tally};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -31,6 +33,7 @@ pub struct Vsock {
     guest_cid: u64,
     mux: Mux,
     memory: Option<AtomicMemory>,
+    tally: Arc<Tally>,
     /// The guest may have put packets into its ring that were not looked at.
     transmit_pending: bool,
 }
@@ -43,8 +46,15 @@ impl Vsock {
             guest_cid,
             mux,
             memory: None,
+            tally: Arc::default(),
             transmit_pending: false,
         }
+    }
+
+    /// Has the sandbox process told of `tallies`, and of its own, when it asks.
+    pub fn tell_of(&mut self, mut tallies: Tallies) {
+        tallies.add(Self::NAME, &self.tally);
+        self.mux.tell_of(tallies);
     }
 
     /// Moves packets both ways, within the budget; asks to be called again if that was not all.
@@ -87,15 +97,24 @@ impl Vsock {
                     break;
                 };
                 let head = chain.head_index();
+                let mut taken = 0;
                 match Segments::readable(chain, memory) {
-                    Ok(packet) => self.mux.packet(packet),
+                    Ok(packet) => {
+                        taken = packet.len();
+                        self.mux.packet(packet);
+                    }
                     Err(e) => self.mux.junk(&e.to_string()),
                 }
                 state.add_used(head, 0)?;
+                self.tally.done(taken, 0);
                 used = true;
                 budget -= 1;
             }
-            if budget == 0 || !self.mux.can_take() {
+            if !self.mux.can_take() {
+                self.tally.stalled();
+                break;
+            }
+            if budget == 0 {
                 break;
             }
             if !state.enable_notification()? {
@@ -123,6 +142,7 @@ impl Vsock {
                 if state.enable_notification()? {
                     continue;
                 }
+                self.tally.stalled();
                 break;
             };
             left -= 1;
@@ -139,6 +159,7 @@ impl Vsock {
             match self.mux.next_packet(room) {
                 Some(len) => {
                     state.add_used(head, len)?;
+                    self.tally.done(0, len);
                     used = true;
                 }
                 None => {
@@ -256,5 +277,9 @@ impl Device for Vsock {
 
     fn drained(&self) -> bool {
         self.mux.is_idle()
+    }
+
+    fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 }

@@ -21,6 +21,7 @@ use super::host::{Direction, HostFd};
 use super::packet::{HEADER_BYTES, HEADER_LEN, Header, Junk, Op, Pair};
 use super::stream::{Incoming, Stream};
 use crate::guest::Segments;
+use crate::tally::Tallies;
 use requests::HostEnds;
 
 /// Most expectations and connections at one time.
@@ -60,6 +61,7 @@ pub struct Mux {
     /// Whether the front end is gone: nothing is sent any more.
     guest_gone: bool,
     warned: bool,
+    tallies: Tallies,
 }
 
 impl Mux {
@@ -98,9 +100,15 @@ impl Mux {
             events: VecDeque::new(),
             guest_gone: false,
             warned: false,
+            tallies: Tallies::default(),
         };
         mux.tell(Event::Ready);
         Ok(mux)
+    }
+
+    /// What the sandbox process is told when it asks for counts.
+    pub fn tell_of(&mut self, tallies: Tallies) {
+        self.tallies = tallies;
     }
 
     /// Becomes readable when [`Self::host_events`] has work.

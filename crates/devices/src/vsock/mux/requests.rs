@@ -76,6 +76,11 @@ impl Mux {
                 }
             }
             Request::Cancel { port } => self.cancel(port),
+            Request::Count => {
+                if let Some(Err(e)) = ends.writer.map(|writer| self.tallies.tell(writer)) {
+                    log::warn!("vsock: the counts of the devices could not be told: {e}");
+                }
+            }
         }
     }
 
