@@ -118,6 +118,21 @@ fn running_container_takes_processes_and_is_described(test: &Test) {
     assert!(cost["touched_pages"].as_u64().unwrap() > 1000, "{cost}");
     assert!(cost["exits"]["mmio_write"].as_u64().unwrap() > 10, "{cost}");
 
+    let stats = container.verb("events", &["--stats"]).output().json();
+    let machine = &stats["data"]["machine"];
+    assert!(
+        machine["cost"]["exits"]["mmio_write"].as_u64() > cost["exits"]["mmio_write"].as_u64(),
+        "{machine}"
+    );
+    let device = |name: &str| {
+        let devices = machine["devices"].as_array().unwrap();
+        let device = devices.iter().find(|device| device["device"] == name);
+        device.unwrap_or_else(|| panic!("no {name}: {machine}"))
+    };
+    assert!(device("fs")["requests"].as_u64() > Some(10), "{machine}");
+    assert!(device("balloon").is_object(), "{machine}");
+    assert!(device("entropy").is_object(), "{machine}");
+
     container.kill("KILL");
     container.finish().expect_code(137);
 }

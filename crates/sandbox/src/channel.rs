@@ -5,12 +5,21 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use bulkhead_devices::tally::Work;
 use bulkhead_devices::vsock::control::{Event, HostChannel, Request};
+use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch as value;
 
 use crate::watched::{WatchedChannel, watch};
+
+/// How long the device process may take to tell what it has counted: it never waits for a guest.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The most bytes that may take: far more than a pipe holds, into which it is written at once.
+const LONGEST_ANSWER: usize = 256 * 1024;
 
 /// How far a stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +141,21 @@ impl Channel {
         Ok(Stream { port, state })
     }
 
+    /// What the devices have done since the machine's start, as their process counts it.
+    ///
+    /// # Errors
+    /// When the device process is gone, does not answer within seconds, or answers something else.
+    pub async fn work(&self) -> io::Result<Vec<Work>> {
+        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+        let (reader, writer) = pipe_with(flags)?;
+        let reader = watch(reader)?;
+        let channel = &self.inner.channel.get_ref().0;
+        channel.send(Request::Count, vec![writer])?;
+        let answer = tokio::time::timeout(PATIENCE, read_all(&reader));
+        let json = answer.await.map_err(io::Error::from)??;
+        Ok(serde_json::from_slice(&json)?)
+    }
+
     /// Withdraws an announcement nobody will use any more.
     pub fn cancel(&self, port: u32) {
         // If the device process is gone, so is the announcement.
@@ -148,6 +172,24 @@ impl Channel {
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(state) = ports.open.remove(&port) {
             state.send_replace(PortState::Closed);
+        }
+    }
+}
+
+/// Reads to the end, as far as an answer may reach.
+async fn read_all(reader: &AsyncFd<OwnedFd>) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    let mut bytes = [0; 4096];
+    loop {
+        let mut ready = reader.readable().await?;
+        match rustix::io::read(reader.get_ref(), &mut bytes) {
+            Ok(0) => return Ok(all),
+            Ok(got) => all.extend_from_slice(bytes.get(..got).unwrap_or_default()),
+            Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+            Err(errno) => return Err(errno.into()),
+        }
+        if all.len() > LONGEST_ANSWER {
+            return Err(io::ErrorKind::InvalidData.into());
         }
     }
 }

@@ -2,10 +2,27 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bulkhead_devices::tally::Work;
 use bulkhead_hypervisor::{MachineStatistics, Vm};
+use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::channel::PortState;
+use crate::channel::{Channel, PortState};
+
+/// What a machine as a whole uses. What nobody counts, or does not tell, is left out. All of it comes
+/// from processes that read what the guest writes: good for telling a person, not for deciding.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct MachineUse {
+    /// What each device has done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Work>,
+    /// Memory the machine has at this moment: what it was started with less what its balloon holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// What it has cost the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<MachineStatistics>,
+}
 
 /// Asks a machine for its counts.
 #[derive(Clone, Debug)]
@@ -51,5 +68,21 @@ impl Meter {
         let ask = move || machine.as_measurable()?.statistics().ok();
         // A hypervisor that its guest has taken over may keep the question waiting.
         tokio::task::spawn_blocking(ask).await.ok()?
+    }
+
+    /// What the machine, whose devices are behind `channel`, uses now.
+    pub async fn machine_use(&self, channel: &Channel) -> MachineUse {
+        let machine = self.machine.clone();
+        let memory = move || machine.as_resizable()?.memory().ok();
+        let memory_bytes = tokio::task::spawn_blocking(memory).await.ok().flatten();
+        let devices = channel.work().await.unwrap_or_else(|error| {
+            tracing::warn!("The devices do not tell what they have done: {error}");
+            Vec::new()
+        });
+        MachineUse {
+            devices,
+            memory_bytes,
+            cost: self.now().await,
+        }
     }
 }

@@ -27,6 +27,12 @@ use crate::stdio::Stdio;
 /// Entries without details are processes on the host.
 pub const PROCESS_TYPE: &str = "bulkhead.agent.v1.Process";
 
+/// Metadata with which [`Task::stats`] tells of the container's machine instead of its control group.
+pub const MACHINE_KEY: &str = "bulkhead.machine";
+
+/// Type of that answer: [`crate::cost::MachineUse`] as JSON.
+pub const MACHINE_TYPE: &str = "bulkhead.machine.v1.Use";
+
 /// The service.
 #[derive(Debug, Clone)]
 pub struct TaskService(pub Arc<Pod>);
@@ -230,7 +236,19 @@ impl Task for TaskService {
         })
     }
 
-    async fn stats(&self, _: &TtrpcContext, req: StatsRequest) -> RpcResult<StatsResponse> {
+    async fn stats(&self, context: &TtrpcContext, req: StatsRequest) -> RpcResult<StatsResponse> {
+        if context.metadata.contains_key(MACHINE_KEY) {
+            let machine = rpc(rpc(self.0.container(&req.id))?.machine_use(&req.id).await)?;
+            let json = rpc(serde_json::to_vec(&machine).map_err(SandboxError::Describe))?;
+            return Ok(StatsResponse {
+                stats: MessageField::some(Any {
+                    type_url: MACHINE_TYPE.to_owned(),
+                    value: json,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            });
+        }
         let stats = rpc(rpc(self.0.container(&req.id))?.stats(&req.id).await)?;
         Ok(StatsResponse {
             stats: MessageField::some(limits::metrics(&stats)),

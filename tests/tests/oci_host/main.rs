@@ -42,7 +42,8 @@ bundle_suite! {
         start_container_hook_runs_in_the_container;
     ours:
         limits_of_memory_and_processes_leave_room_for_the_machine,
-        machine_is_in_the_group_with_all_its_processes;
+        machine_is_in_the_group_with_all_its_processes,
+        events_have_what_each_device_has_done;
 }
 
 mod ours {

@@ -187,6 +187,30 @@ pub fn events_once_have_what_is_used(test: &Test) {
     );
 }
 
+pub fn events_have_what_each_device_has_done(test: &Test) {
+    let made = Made::of(test, &limited(test, json!({}))).create().start();
+    let number = |device: &str, what: &str| {
+        let event = made.with("events", &["--stats"]).json();
+        let devices = event["data"]["machine"]["devices"].as_array();
+        let mut devices = devices.unwrap_or_else(|| panic!("{event:#}")).iter();
+        let device = devices.find(|entry| entry["device"] == device);
+        device.and_then(|entry| entry[what].as_u64()).unwrap()
+    };
+    let (read, written) = ("to_guest_bytes", "from_guest_bytes");
+    let before = [number("fs", written), number("vsock", written)];
+    let read_before = number("fs", read);
+
+    made.sh("dd if=/dev/zero of=/written bs=1k count=300 2>/dev/null");
+
+    let after = number("fs", written) - before[0];
+    assert!((300 << 10..2 * (300 << 10)).contains(&after), "{after}");
+    // Not by the streams.
+    let after = number("vsock", written) - before[1];
+    assert!((1..30 << 10).contains(&after), "{after}");
+    assert!(number("fs", read) > read_before);
+    assert!(number("fs", "requests") > 10);
+}
+
 pub fn events_come_until_the_container_has_ended(test: &Test) {
     let made = Made::of(test, &limited(test, json!({}))).create().start();
     let events = test.verb(["events", "--interval", "100ms", &made.id]);

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bulkhead_sandbox::state::Status;
+use bulkhead_sandbox::task::MACHINE_KEY;
 use containerd_shim_protos::api::{StatsRequest, WaitRequest};
 use containerd_shim_protos::cgroups_v2::metrics::{MemoryStat, Metrics};
 use containerd_shim_protos::shim_async::TaskClient;
@@ -52,7 +53,8 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
         let client = common::connect(&paths)?;
         if args.stats {
             let metrics = ask(&client, &args.id).await?;
-            print(&args.id, "stats", Some(stats(&metrics)))?;
+            let machine = ask_machine(&client, &args.id).await?;
+            print(&args.id, "stats", Some(stats(&metrics, machine)))?;
         } else {
             follow(&client, args).await?;
         }
@@ -78,8 +80,12 @@ async fn follow(client: &TaskClient, args: &Args) -> Result<(), CommandError> {
             _ = &mut ended => return Ok(()),
             _ = ticks.tick() => {}
         }
-        let metrics = match ask(client, &args.id).await {
-            Ok(metrics) => metrics,
+        let both = async {
+            let metrics = ask(client, &args.id).await?;
+            Ok((metrics, ask_machine(client, &args.id).await?))
+        };
+        let (metrics, machine) = match both.await {
+            Ok(both) => both,
             // It has ended in between.
             Err(CommandError::Sandbox { .. } | CommandError::Lost { .. }) => return Ok(()),
             Err(error) => return Err(error),
@@ -88,7 +94,7 @@ async fn follow(client: &TaskClient, args: &Args) -> Result<(), CommandError> {
             kills = metrics.memory_events.oom_kill;
             print(&args.id, "oom", None)?;
         }
-        print(&args.id, "stats", Some(stats(&metrics)))?;
+        print(&args.id, "stats", Some(stats(&metrics, machine)))?;
     }
 }
 
@@ -103,6 +109,20 @@ async fn ask(client: &TaskClient, id: &str) -> Result<Metrics, CommandError> {
         .map_err(|error| CommandError::io("understand what is used")(error.into()))
 }
 
+/// What the container's machine as a whole uses.
+async fn ask_machine(client: &TaskClient, id: &str) -> Result<Value, CommandError> {
+    let request = StatsRequest {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    let mut context = Context::default();
+    context.add(MACHINE_KEY.to_owned(), "1".to_owned());
+    let answer = client.stats(context, &request).await;
+    let answer = answer.map_err(CommandError::rpc(id))?;
+    serde_json::from_slice(&answer.stats.value)
+        .map_err(|error| CommandError::io("understand what the machine uses")(error.into()))
+}
+
 fn print(id: &str, kind: &str, data: Option<Value>) -> Result<(), CommandError> {
     let mut event = json!({ "type": kind, "id": id });
     if let (Some(data), Some(event)) = (data, event.as_object_mut()) {
@@ -111,8 +131,9 @@ fn print(id: &str, kind: &str, data: Option<Value>) -> Result<(), CommandError> 
     writeln!(std::io::stdout(), "{event}").map_err(CommandError::io("write an event"))
 }
 
-/// runc's form; times are nanoseconds. What belongs to devices of the host is empty.
-fn stats(metrics: &Metrics) -> Value {
+/// runc's form, with `machine` besides; times are nanoseconds. What belongs to devices of the host is
+/// empty.
+fn stats(metrics: &Metrics, machine: Value) -> Value {
     const NS_PER_US: u64 = 1000;
     let ns = |us: u64| us.saturating_mul(NS_PER_US);
     let (cpu, memory) = (&metrics.cpu, &metrics.memory);
@@ -157,6 +178,7 @@ fn stats(metrics: &Metrics) -> Value {
         "hugetlb": {},
         "intel_rdt": {},
         "network_interfaces": null,
+        "machine": machine,
     })
 }
 
@@ -198,12 +220,13 @@ mod tests {
         metrics.memory.mut_or_insert_default().usage_limit = u64::MAX;
         metrics.pids.mut_or_insert_default().current = 2;
 
-        let stats = stats(&metrics);
+        let stats = stats(&metrics, json!({ "memory_bytes": 5 }));
 
         assert_eq!(stats["cpu"]["usage"]["total"], 3000);
         assert_eq!(stats["memory"]["usage"]["usage"], 4096);
         assert_eq!(stats["memory"]["usage"]["limit"], u64::MAX);
         assert_eq!(stats["pids"], json!({ "current": 2 }));
+        assert_eq!(stats["machine"]["memory_bytes"], 5);
     }
 
     #[test]

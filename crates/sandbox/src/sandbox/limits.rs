@@ -4,6 +4,7 @@ use bulkhead_oci::{check_resources, strip_host_limits};
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
 use super::*;
+use crate::cost::MachineUse;
 use crate::limits;
 use crate::plan;
 
@@ -100,6 +101,19 @@ impl Sandbox {
         };
         let call = vm.agent.stats(Context::default(), &request);
         self.ask(&vm, "count what is used", call).await
+    }
+
+    /// What the container's machine uses, which it may share with others.
+    ///
+    /// # Errors
+    /// When the container has ended.
+    pub async fn machine_use(&self, id: &str) -> Result<MachineUse, SandboxError> {
+        let init = self.process(id, "")?;
+        if init.status() == Status::Stopped {
+            return Err(self.wrong_state("count what is used by", Status::Stopped));
+        }
+        let (vm, _) = self.machine().await?;
+        Ok(vm.meter.machine_use(&vm.channel).await)
     }
 }
 
