@@ -189,8 +189,43 @@ pub struct Abilities {
     pub pause: bool,
     /// Whether memory the guest has freed goes back to the host, and its machines are [`Resizable`].
     pub memory: bool,
+    /// Whether its machines are [`Measurable`].
+    pub statistics: bool,
     /// Whether it needs a usable `/dev/kvm`.
     pub needs_kvm: bool,
+}
+
+impl Abilities {
+    /// Those of `kind`.
+    #[must_use]
+    pub fn of(kind: Kind) -> Self {
+        let [kvm, uml, qemu] = capabilities();
+        match kind {
+            Kind::Kvm => kvm,
+            Kind::Uml => uml,
+            Kind::Qemu => qemu,
+        }
+    }
+}
+
+/// What can be done with the machine: one line for people. No driver adds processors or devices to a
+/// machine that runs; there is no trait for that, so that nobody can ask for it.
+impl fmt::Display for Abilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.max_vcpus {
+            1 => f.write_str("1 processor")?,
+            most => write!(f, "up to {most} processors")?,
+        }
+        let words = [
+            (self.pause, "pause"),
+            (self.memory, "memory given back and resized"),
+            (self.statistics, "counts of what it costs"),
+        ];
+        for (_, word) in words.iter().filter(|(able, _)| *able) {
+            write!(f, ", {word}")?;
+        }
+        f.write_str("; processors and devices stay those of the start")
+    }
 }
 
 /// The table of all drivers.
@@ -202,6 +237,7 @@ pub fn capabilities() -> [Abilities; 3] {
             max_vcpus: crate::kvm::MAX_VCPUS,
             pause: true,
             memory: true,
+            statistics: true,
             needs_kvm: true,
         },
         Abilities {
@@ -210,6 +246,7 @@ pub fn capabilities() -> [Abilities; 3] {
             max_vcpus: crate::uml::MAX_VCPUS,
             pause: false,
             memory: false,
+            statistics: false,
             needs_kvm: false,
         },
         Abilities {
@@ -218,7 +255,29 @@ pub fn capabilities() -> [Abilities; 3] {
             max_vcpus: crate::qemu::MAX_VCPUS,
             pause: true,
             memory: true,
+            statistics: false,
             needs_kvm: false,
         },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn abilities_are_found_by_kind_and_told_in_one_line() {
+        for kind in [Kind::Kvm, Kind::Uml, Kind::Qemu] {
+            assert_eq!(Abilities::of(kind).kind, kind);
+        }
+        assert_eq!(
+            Abilities::of(Kind::Uml).to_string(),
+            "1 processor; processors and devices stay those of the start"
+        );
+        let kvm = Abilities::of(Kind::Kvm).to_string();
+        assert!(
+            kvm.starts_with("up to 64 processors, pause, memory"),
+            "{kvm}"
+        );
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use bulkhead_hypervisor::{Wanted, choose, kvm_verdict};
+use bulkhead_hypervisor::{Abilities, Wanted, choose, kvm_verdict};
 use bulkhead_kernels::{Flavour, Store, initramfs, lib_dir};
 use bulkhead_sandbox::config::Config;
 use bulkhead_sandbox::error::chain;
@@ -159,10 +159,14 @@ fn driver(check: &'static str, wanted: Wanted) -> Finding {
     match choose(wanted) {
         Ok(choice) => {
             let driver = choice.driver;
+            let machine = Abilities {
+                max_vcpus: driver.max_vcpus(),
+                ..Abilities::of(driver.kind())
+            };
             ok(
                 check,
                 format!(
-                    "{} ({}): {}",
+                    "{} ({}): {}; its machines: {machine}",
                     driver.kind(),
                     driver.isolation(),
                     choice.reason

@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use bulkhead_hypervisor::{Abilities, Kind};
 use bulkhead_oci::run::all_capabilities;
 use serde_json::{Value, json};
 
@@ -127,6 +128,9 @@ fn features() -> Value {
         "annotations": {
             "io.bulkhead.version": version::NUMBER,
             "io.bulkhead.commit": version::COMMIT,
+            "io.bulkhead.machine.kvm": Abilities::of(Kind::Kvm).to_string(),
+            "io.bulkhead.machine.qemu": Abilities::of(Kind::Qemu).to_string(),
+            "io.bulkhead.machine.uml": Abilities::of(Kind::Uml).to_string(),
             "org.opencontainers.runc.checkpoint.enabled": "false",
         },
         "potentiallyUnsafeConfigAnnotations": ["io.bulkhead."],

@@ -41,7 +41,8 @@ pub struct Args {
     /// Length of a period of the CPU quota, microseconds.
     #[arg(long, value_name = "MICROSECONDS")]
     cpu_period: Option<u64>,
-    /// CPU time in a period, microseconds; -1 for no limit.
+    /// CPU time in a period, microseconds; -1 for no limit. The virtual machine keeps the number of
+    /// processors it was started with: more than a period for each is never used.
     #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
     cpu_quota: Option<i64>,
     /// Share of the CPU time in relation to other containers, 2 to 262144.
