@@ -63,8 +63,8 @@ struct Recipe {
     target: &'static str,
     /// Configuration files under guest/kernel/, in order.
     configs: &'static [&'static str],
-    /// Directory of its patches, under guest/.
-    patches: &'static str,
+    /// Directories of its patches, under guest/patches/, in order.
+    patches: &'static [&'static str],
     /// Lines that the makefile prints on the way, for the percentage.
     steps: usize,
 }
@@ -77,7 +77,7 @@ const RECIPES: [Recipe; 2] = [
         arch: "um",
         target: "linux",
         configs: &["common.config", "uml.config"],
-        patches: "patches",
+        patches: &["um"],
         steps: 1530,
     },
     Recipe {
@@ -86,7 +86,7 @@ const RECIPES: [Recipe; 2] = [
         arch: "x86_64",
         target: "vmlinux",
         configs: &["common.config", "vm-x86_64.config"],
-        patches: "patches",
+        patches: &["vm"],
         steps: 2000,
     },
 ];
@@ -98,7 +98,7 @@ const EMULATED: Recipe = Recipe {
     arch: "x86_64",
     target: "vmlinux",
     configs: &["emulated.config"],
-    patches: "patches/emulated",
+    patches: &["vm", "emulated"],
     steps: 1360,
 };
 
@@ -106,13 +106,21 @@ const EMULATED: Recipe = Recipe {
 struct Inputs {
     /// Text of the configuration files, one after the other.
     config: String,
-    /// File name and contents of the patches, in order.
-    patches: BTreeMap<String, String>,
+    /// The patches, in order.
+    patches: Vec<Patch>,
     /// Version of the source package and checksum of its tarball.
     source_version: String,
     source_sum: String,
     /// Versions of compiler and linker.
     tools: String,
+}
+
+/// A change to the source.
+struct Patch {
+    path: PathBuf,
+    /// Of the file.
+    name: String,
+    contents: String,
 }
 
 /// Builds the kernels (of one flavour, or all) unless they are in the cache,
@@ -164,10 +172,7 @@ fn put(recipe: &Recipe, store: &Store) -> Result<()> {
             config: Some(&config),
             name: Some(&name),
             source: &format!("Debian {PACKAGE} {}", inputs.source_version),
-            patches: inputs
-                .patches_of(recipe.flavour)
-                .map(|(name, _)| name.clone())
-                .collect(),
+            patches: inputs.patches.into_iter().map(|patch| patch.name).collect(),
         },
     )?;
     if store.default_name(recipe.flavour).as_deref() != Some(&name) {
@@ -197,20 +202,9 @@ impl Inputs {
             config += &fs::read_to_string(&path)
                 .with_context(|| format!("Cannot read {}", path.display()))?;
         }
-        let mut patches = BTreeMap::new();
-        let listed = guest.join(recipe.patches);
-        for entry in
-            fs::read_dir(&listed).with_context(|| format!("Cannot list {}", listed.display()))?
-        {
-            let path = entry?.path();
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            if name.ends_with(".patch") {
-                patches.insert(name, String::from_utf8_lossy(&read(&path)?).into_owned());
-            }
+        let mut patches = Vec::new();
+        for directory in recipe.patches {
+            patches.extend(patches_in(&guest.join("patches").join(directory))?);
         }
         let source_version = setup::version(PACKAGE)
             .with_context(|| format!("{PACKAGE} is not installed; run `cargo xtask setup`"))?;
@@ -229,15 +223,6 @@ impl Inputs {
         })
     }
 
-    /// The patches that change a kernel of that flavour: those named `…-um-…` touch User-Mode Linux
-    /// alone.
-    fn patches_of(&self, flavour: Flavour) -> impl Iterator<Item = (&String, &String)> {
-        let all = flavour == Flavour::Uml;
-        self.patches
-            .iter()
-            .filter(move |(name, _)| all || !name.contains("-um-"))
-    }
-
     /// Names a built kernel in the cache.
     fn key(&self, recipe: &Recipe) -> String {
         let mut text = format!(
@@ -249,9 +234,9 @@ impl Inputs {
             self.tools,
             self.config
         );
-        for (name, contents) in self.patches_of(recipe.flavour) {
-            text += name;
-            text += contents;
+        for patch in &self.patches {
+            text += &patch.name;
+            text += &patch.contents;
         }
         format!("{}-{}", recipe.name, &sha256_hex(text.as_bytes())[..16])
     }
@@ -259,12 +244,32 @@ impl Inputs {
     /// Names the patched source in the cache.
     fn source_key(&self) -> String {
         let mut text = format!("{RECIPE} {} {}\n", self.source_version, self.source_sum);
-        for (name, contents) in &self.patches {
-            text += name;
-            text += contents;
+        for patch in &self.patches {
+            text += &patch.name;
+            text += &patch.contents;
         }
         format!("source-{}", &sha256_hex(text.as_bytes())[..16])
     }
+}
+
+/// The patches in a directory, in the order of their names.
+fn patches_in(directory: &Path) -> Result<Vec<Patch>> {
+    let mut patches = Vec::new();
+    let listed =
+        fs::read_dir(directory).with_context(|| format!("Cannot list {}", directory.display()))?;
+    for entry in listed {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(".patch") {
+            patches.push(Patch {
+                name: name.into_owned(),
+                contents: String::from_utf8_lossy(&read(&path)?).into_owned(),
+                path,
+            });
+        }
+    }
+    patches.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(patches)
 }
 
 /// Checksum of the tarball as dpkg recorded it when it unpacked the package.
@@ -298,7 +303,7 @@ fn obtain(recipe: &Recipe, inputs: &Inputs) -> Result<PathBuf> {
         built.display()
     );
     let start = Instant::now();
-    let source = unpack(&cache, recipe, inputs)?;
+    let source = unpack(&cache, inputs)?;
     // Named by the key: a build that was interrupted goes on where it was.
     let work = cache.join(format!("work-{}", inputs.key(recipe)));
     if !work.is_dir() {
@@ -357,7 +362,7 @@ fn remove_all(cache: &Path, prefix: &str) -> Result<()> {
 }
 
 /// Unpacks and patches the source, unless that has been done.
-fn unpack(cache: &Path, recipe: &Recipe, inputs: &Inputs) -> Result<PathBuf> {
+fn unpack(cache: &Path, inputs: &Inputs) -> Result<PathBuf> {
     let source = cache.join(inputs.source_key());
     if source.is_dir() {
         return Ok(source);
@@ -394,8 +399,7 @@ fn unpack(cache: &Path, recipe: &Recipe, inputs: &Inputs) -> Result<PathBuf> {
         None => println!("kernel: unpacking the source, {}", brief(start.elapsed())),
     })?;
     require_success(&tar, status)?;
-    for name in inputs.patches.keys() {
-        let path = paths::root().join("guest").join(recipe.patches).join(name);
+    for Patch { path, name, .. } in &inputs.patches {
         let mut patch = command("patch");
         patch
             .args(["--strip=1", "--fuzz=0", "--quiet", "--input"])
@@ -558,7 +562,11 @@ mod tests {
     fn key_changes_with_each_input() {
         let inputs = |config: &str, patch: &str, version: &str, tools: &str| Inputs {
             config: config.to_owned(),
-            patches: BTreeMap::from([("0001.patch".to_owned(), patch.to_owned())]),
+            patches: vec![Patch {
+                path: PathBuf::new(),
+                name: "0001.patch".to_owned(),
+                contents: patch.to_owned(),
+            }],
             source_version: version.to_owned(),
             source_sum: "sum".to_owned(),
             tools: tools.to_owned(),
