@@ -34,6 +34,7 @@ podman_suite! {
         seccomp_profile_of_a_file_applies,
         character_device_is_there,
         block_device_for_reading_is_not_written,
+        block_device_is_read_as_slowly_as_asked_for,
         entrypoint_is_replaced,
         labels_and_annotations_are_taken;
     newer:
@@ -353,6 +354,20 @@ fn block_device_for_reading_is_not_written(podman: &Podman) {
 
     assert_eq!(output.text(), "...refused");
     assert!(disk.begins_with("..."));
+}
+
+fn block_device_is_read_as_slowly_as_asked_for(podman: &Podman) {
+    let disk = Loop::new(podman);
+    let device = format!("{}:/dev/disk", disk.node);
+    let slowly = format!("{}:256kb", disk.node);
+
+    // A mebibyte.
+    let script = "start=$(date +%s); wc -c </dev/disk; echo $(($(date +%s) - start))";
+    let output = podman.ran(&["--device", &device, "--device-read-bps", &slowly], script);
+
+    let (length, seconds) = output.text().split_once('\n').unwrap();
+    assert_eq!(length, "1048576");
+    assert!(seconds.parse::<u32>().unwrap() >= 2, "{output}");
 }
 
 fn entrypoint_is_replaced(podman: &Podman) {
