@@ -102,8 +102,7 @@ fn merge_block_io(mut now: LinuxBlockIo, change: &LinuxBlockIo) -> LinuxBlockIo 
 }
 
 /// Whether something of a block device's traffic is limited.
-#[must_use]
-pub fn throttles_devices(resources: &LinuxResources) -> bool {
+fn throttles_devices(resources: &LinuxResources) -> bool {
     let listed = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     resources.block_io().as_ref().is_some_and(|block_io| {
         listed(block_io.throttle_read_bps_device())

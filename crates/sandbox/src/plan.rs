@@ -139,13 +139,13 @@ pub enum PlanError {
          is started first, or mount it on the host and bind the directory"
     )]
     DiskForPod(usize),
-    /// Limits of a block device's traffic for one container of several.
+    /// CPUs or block devices of the host for one container of several.
     #[error(
-        "linux.resources.blockIO: the container is to live in the virtual machine of another one, whose \
-         processes read and write for all of its containers: give the limits to the container that is \
-         started first, or remove them"
+        "linux.resources.cpu.cpus, mems and linux.resources.blockIO: the container lives in the virtual \
+         machine of another one, whose processes compute, read and write for all of its containers: give \
+         such limits to the container that is started first, or remove them"
     )]
-    ThrottleForPod,
+    HostLimitForPod,
     /// The limit is beyond what the machine has.
     #[error(
         "linux.resources.memory.limit: {limit_mib} MiB are more than the virtual machine of the pod \
@@ -284,8 +284,8 @@ impl Plan {
         }
         let linux = bundle.spec.linux().as_ref();
         let resources = linux.and_then(|linux| linux.resources().as_ref());
-        if resources.is_some_and(limits::throttles_devices) {
-            return Err(PlanError::ThrottleForPod);
+        if resources.is_some_and(limits::names_the_hosts) {
+            return Err(PlanError::HostLimitForPod);
         }
         let store = Store::open(&bulkhead_kernels::lib_dir());
         bulkhead_kernels::check(&first.kernel, &needs(&bundle), &store)?;

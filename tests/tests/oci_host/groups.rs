@@ -178,16 +178,30 @@ pub fn reading_from_a_throttled_device_takes_its_time(test: &Test) {
     );
 }
 
-pub fn throttles_of_a_further_container_of_a_machine_are_refused(test: &Test) {
+pub fn limits_of_the_hosts_for_a_further_container_of_a_machine_are_refused(test: &Test) {
     let first = Made::of(test, &sleeper(test, &path(test), json!({}))).create();
+    let pid = first.pid();
+    let further = |resources: Value| {
+        let bundle = sleeper(test, &path(test), resources);
+        join(&bundle, pid);
+        Made::of(test, &bundle)
+    };
     let throttle = json!([{ "major": 8, "minor": 0, "rate": 1000 }]);
-    let resources = json!({ "blockIO": { "throttleWriteBpsDevice": throttle } });
-    let bundle = sleeper(test, &path(test), resources);
-    join(&bundle, first.pid());
+    for resources in [
+        json!({ "blockIO": { "throttleWriteBpsDevice": throttle } }),
+        json!({ "cpu": { "cpus": "0" } }),
+    ] {
+        let refused = further(resources).try_create();
+        refused.expect_error(&["linux.resources", "started first"]);
+    }
 
-    let refused = Made::of(test, &bundle).try_create();
-
-    refused.expect_error(&["linux.resources.blockIO", "started first"]);
+    let second = further(json!({})).create().start();
+    let refused = second.with("update", &["--cpuset-cpus", "0"]);
+    refused.expect_error(&["linux.resources", "started first"]);
+    // It is the machine's now.
+    first.delete();
+    let updated = second.with("update", &["--cpuset-cpus", "0"]);
+    updated.expect_code(0);
 }
 
 pub fn limits_of_memory_and_processes_leave_room_for_the_machine(test: &Test) {

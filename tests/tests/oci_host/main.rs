@@ -61,7 +61,7 @@ mod ours {
             path_that_names_no_group_is_refused,
             cpus_that_are_not_there_are_refused_by_name,
             cpus_without_a_group_are_refused,
-            throttles_of_a_further_container_of_a_machine_are_refused,
+            limits_of_the_hosts_for_a_further_container_of_a_machine_are_refused,
             poststart_hook_runs_when_the_program_does,
             start_container_hook_that_fails_keeps_the_program_from_running,
             poststart_hook_that_fails_ends_the_container,

@@ -220,6 +220,15 @@ impl Sandbox {
         }
     }
 
+    /// Whether the machine is in that group: it is in that of the container that brought it, and in a
+    /// remaining one's once that is gone.
+    pub(super) fn group_has_machine(&self) -> bool {
+        let group = lock(&self.group);
+        group
+            .as_ref()
+            .is_some_and(|group| group.has(std::process::id()))
+    }
+
     /// Whether the container has a control group on the host.
     pub(super) fn has_group(&self) -> bool {
         lock(&self.group).is_some()

@@ -31,8 +31,13 @@ impl Sandbox {
         // Values that are right by themselves may not fit together.
         check_resources(&wanted).map_err(PlanError::from)?;
         check_memory(&plan, &wanted)?;
-        if limits::names_the_hosts(change) && !self.has_group() {
-            return Err(SandboxError::NoGroup);
+        if limits::names_the_hosts(change) {
+            if !self.has_group() {
+                return Err(SandboxError::NoGroup);
+            }
+            if !self.group_has_machine() {
+                return Err(PlanError::HostLimitForPod.into());
+            }
         }
         let changed = async {
             self.set_host_limits(&plan, &wanted)?;
