@@ -188,7 +188,7 @@ fn number16(bytes: &[u8], offset: usize) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write as _;
 
     use proptest::prelude::*;
@@ -213,9 +213,21 @@ mod tests {
         [header, segment, content.to_vec()].concat()
     }
 
-    /// As [`image`], with a segment of `notes` behind the other.
+    /// `code` at 1 MiB, which is where PVH enters it.
+    pub(crate) fn image_with_pvh(code: &[u8]) -> Vec<u8> {
+        with_notes(
+            code,
+            &note(b"Xen\0", PVH_ENTRY, &0x10_0000_u32.to_le_bytes()),
+        )
+    }
+
     fn image_with_notes(notes: &[u8]) -> Vec<u8> {
-        let mut bytes = image(0x10_0000, 0x10_0000, b"kernel", 0x1000);
+        with_notes(b"kernel", notes)
+    }
+
+    /// As [`image`], with a segment of `notes` behind the other.
+    fn with_notes(content: &[u8], notes: &[u8]) -> Vec<u8> {
+        let mut bytes = image(0x10_0000, 0x10_0000, content, 0x1000);
         let mut segment = vec![0; PROGRAM_HEADER];
         segment[..4].copy_from_slice(&NOTE.to_le_bytes());
         let place = (bytes.len() + PROGRAM_HEADER) as u64;

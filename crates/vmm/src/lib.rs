@@ -15,6 +15,8 @@ mod config;
 pub mod control;
 mod counts;
 mod elf;
+#[cfg(test)]
+mod entered;
 mod error;
 mod gate;
 mod machine;

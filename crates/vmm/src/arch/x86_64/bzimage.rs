@@ -142,7 +142,7 @@ fn bad(reason: &str) -> VmmError {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::io::Write as _;
 
     use proptest::prelude::*;
@@ -150,7 +150,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A file of one set-up sector and `code`, to lie at 1 MiB.
-    pub(in crate::arch::x86_64) fn image(code: &[u8]) -> Vec<u8> {
+    pub(crate) fn image(code: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; 1024];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(SETUP_SECTORS, &[1]);

@@ -1,7 +1,7 @@
 //! x86-64: where things lie, how the kernel is entered, what the processor is.
 
 pub(crate) mod boot;
-mod bzimage;
+pub(crate) mod bzimage;
 pub(crate) mod cpuid;
 pub(crate) mod interrupts;
 pub(crate) mod layout;
