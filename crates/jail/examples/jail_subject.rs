@@ -20,8 +20,11 @@ fn main() {
         }
         [_, "act", jail, action] => {
             let jail: Jail = serde_json::from_str(jail).expect("jail");
-            let descriptors = (*action == "descriptors")
-                .then(|| bulkhead_jail::own_descriptors().expect("own descriptors"));
+            let descriptors = match *action {
+                "descriptors" => Some(bulkhead_jail::own_descriptors().expect("own descriptors")),
+                "outside" => Some(std::fs::File::open("/").expect("the host's root").into()),
+                _ => None,
+            };
             if let Err(error) = jail.enter() {
                 fail(&error);
             }
@@ -108,6 +111,17 @@ fn act(action: &str, descriptors: Option<std::os::fd::OwnedFd>) {
             };
             let own = CString::new("0").expect("name");
             say(&format!("{} {}", at(&own) >= 0, at(c"../status") >= 0));
+        }
+        // Goes out by a directory of the host that was left open.
+        "outside" => {
+            let directory = descriptors.expect("opened before");
+            let path = c"etc/passwd";
+            // SAFETY: a terminated string and a directory that is open.
+            if unsafe { libc::openat(directory.as_raw_fd(), path.as_ptr(), libc::O_RDONLY) } >= 0 {
+                say("opened");
+            } else {
+                say(&std::io::Error::last_os_error().kind().to_string());
+            }
         }
         other => panic!("unknown action {other}"),
     }

@@ -14,6 +14,7 @@ mod capability;
 mod confine;
 mod error;
 pub mod exec;
+mod landlock;
 mod mount;
 mod plug;
 mod root;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use capability::Capability;
 pub use error::JailError;
+pub use landlock::version as landlock_version;
 pub use mount::own_descriptors;
 pub use plug::{plug, unplug};
 pub use seccomp::Profile;
@@ -50,6 +52,11 @@ pub struct Jail {
     /// Processors the process may run on; empty: those of its parent.
     #[serde(default)]
     pub cpus: Vec<usize>,
+    /// Whether the process opens no path any more once it is inside: Landlock then forbids it too,
+    /// and TCP, abstract local sockets and signals to others, as far as the host's kernel has it
+    /// (see [`landlock_version`]).
+    #[serde(default)]
+    pub without_paths: bool,
 }
 
 impl Jail {
@@ -63,6 +70,7 @@ impl Jail {
             capabilities: Vec::new(),
             seccomp,
             cpus: Vec::new(),
+            without_paths: false,
         }
     }
 
@@ -95,6 +103,9 @@ impl Jail {
         confine::limits()?;
         confine::credentials(self.uid, self.gid, &self.capabilities)?;
         confine::die_with_parent()?;
+        if self.without_paths {
+            landlock::give_up_paths()?;
+        }
         seccomp::install(&filter)
     }
 }

@@ -218,3 +218,23 @@ fn name_longer_than_the_kernel_takes_is_cut() {
     let (output, _, _) = Running::shell(&jail, "/bin/busybox hostname").finish();
     assert_eq!(output, format!("{}\n", "n".repeat(64)));
 }
+
+#[test]
+fn directory_of_the_host_left_open_leads_nowhere_for_a_process_without_paths() {
+    let mut jail = Jail::new("bulkhead", UID, UID, Profile::None);
+    let outside = |jail: &Jail| {
+        let (output, errors, _) = Running::act(jail, "outside").finish();
+        assert_eq!(errors, "");
+        output.trim_end().to_owned()
+    };
+    // The hole is there: an empty root alone does not close it.
+    assert_eq!(outside(&jail), "opened");
+    if bulkhead_jail::landlock_version().is_none() {
+        eprintln!("skipped: this host's kernel has no Landlock");
+        return;
+    }
+
+    jail.without_paths = true;
+
+    assert_eq!(outside(&jail), "permission denied");
+}

@@ -52,6 +52,7 @@ pub fn run(args: &Args, globals: &Globals) -> Result<ExitCode, CommandError> {
         kernels(Flavour::Vm),
         agent(),
         namespaces(),
+        landlock(),
         overlay(),
         writable("state directory", &globals.root),
         writable("image store", Path::new(bulkhead_sandbox::paths::DATA_DIR)),
@@ -138,6 +139,21 @@ fn root() -> Finding {
             format!("missing CAP_{}", missing.join(", CAP_")),
             "run as root",
         )
+    }
+}
+
+/// The second fence of our machine's process; it works without.
+fn landlock() -> Finding {
+    match bulkhead_jail::landlock_version() {
+        Some(version) => ok(
+            "Landlock",
+            format!("version {version}: a second fence around our KVM machine"),
+        ),
+        None => note(
+            "Landlock",
+            "the host's kernel has none: our KVM machine has its jail only",
+            "start the kernel with landlock in lsm=, or use one with CONFIG_SECURITY_LANDLOCK",
+        ),
     }
 }
 

@@ -131,6 +131,7 @@ impl Driver for BuiltIn {
         let config = VmmConfig {
             jail: Jail {
                 cpus: machine.cpu.into_iter().collect(),
+                without_paths: true,
                 ..Jail::new(&machine.id, machine.uid, machine.gid, Profile::Vmm)
             },
             kernel: machine.kernel.image.clone(),

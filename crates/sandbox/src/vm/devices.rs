@@ -201,6 +201,7 @@ pub(super) fn device_jail(
         ],
         seccomp: Profile::Device,
         cpus: cpu.into_iter().collect(),
+        without_paths: false,
     }
 }
 
