@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_tests::harness::driver::{emulated_lib, virtualises};
+use bulkhead_tests::harness::suite::skip;
 use bulkhead_tests::{Container, Test, tests_on};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -17,6 +18,7 @@ tests_on!(kvm, run_beside, [
     running_container_takes_processes_and_is_described
     machine_killed_is_told_and_leaves_nothing
     memory_not_allowed_any_more_goes_back_and_returns
+    guest_that_does_not_reach_its_agent_in_time_is_told_with_its_registers
 ]);
 
 // What QEMU's own balloon does of it; and the same kernel and devices on another machine.
@@ -37,6 +39,32 @@ fn waiting(test: &Test) -> Container<'_> {
     let script = "echo ready; read line; exit 9";
     let run = test.sh(script).option("-i");
     run.with(|run| run.limit(PATIENCE).stdin_pipe()).start()
+}
+
+fn guest_that_does_not_reach_its_agent_in_time_is_told_with_its_registers(test: &Test) {
+    // No guest gets there as fast where its kernel is interpreted; elsewhere it is held back.
+    if virtualises() {
+        return skip(&test.name, "the guest would be in time");
+    }
+    let config = test.config_dir().join("config.toml");
+    let settings = fs::read_to_string(&config).unwrap_or_default();
+    let settings: String = settings
+        .lines()
+        .filter(|line| !line.contains("start_timeout_s"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(config, settings + "start_timeout_s = 2\n").unwrap();
+
+    let id = test.new_id();
+    let run = test.sh("true").name(&id);
+    let output = run.with(|run| run.limit(PATIENCE)).output();
+
+    output.expect_code(125);
+    output.expect_error(&["within 2 s", "bulkhead why"]);
+    let why = test.verb(["why", &id]).output();
+    let told = why.text();
+    assert!(told.contains("processor 0: rip="), "{why}");
+    assert!(told.contains("until then: "), "{why}");
 }
 
 fn container_has_its_streams_files_and_exit_code(test: &Test) {

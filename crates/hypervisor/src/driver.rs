@@ -153,6 +153,13 @@ pub trait Measurable {
     /// # Errors
     /// When the hypervisor does not answer within some seconds, or refuses.
     fn statistics(&self) -> Result<MachineStatistics, HypervisorError>;
+
+    /// What the processors are about, a line for each of the first ones, with its registers; they are stopped for
+    /// a moment. For telling a person, like the counts.
+    ///
+    /// # Errors
+    /// As [`statistics`](Self::statistics).
+    fn registers(&self) -> Result<Vec<String>, HypervisorError>;
 }
 
 /// A machine whose processors can be stopped and started again.

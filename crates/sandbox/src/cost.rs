@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::channel::{Channel, PortState};
+use crate::timeline::printable;
 
 /// What a machine as a whole uses. What nobody counts, or does not tell, is left out. All of it comes
 /// from processes that read what the guest writes: good for telling a person, not for deciding.
@@ -30,6 +31,10 @@ pub struct Meter {
     machine: Arc<Vm>,
     at_home: Arc<Mutex<Option<MachineStatistics>>>,
 }
+
+/// Most lines of registers shown, and the length of each, characters.
+const LINES: usize = 16;
+const LINE: usize = 1024;
 
 impl Meter {
     /// A meter of `machine`, which takes the counts once when the agent's connection, `home`, is there.
@@ -84,5 +89,19 @@ impl Meter {
             memory_bytes,
             cost: self.now().await,
         }
+    }
+
+    /// The registers of the guest's processors, a line each; empty if nobody can tell, or the hypervisor
+    /// does not answer.
+    pub async fn registers(&self) -> Vec<String> {
+        let machine = self.machine.clone();
+        let ask = move || machine.as_measurable()?.registers().ok();
+        let answer = tokio::task::spawn_blocking(ask).await;
+        // It comes from a process that reads guest bytes.
+        let lines = answer.ok().flatten().unwrap_or_default().into_iter();
+        let shown = lines.take(LINES).map(|line| printable(&line));
+        shown
+            .map(|line| line.chars().take(LINE).collect())
+            .collect()
     }
 }

@@ -31,6 +31,7 @@ pub(crate) enum Request {
     /// The guest is to make do with so many bytes of memory.
     Resize(u64),
     Memory,
+    Registers,
 }
 
 /// Its answers.
@@ -42,6 +43,8 @@ pub(crate) enum Answer {
     Metrics(Metrics),
     /// Bytes.
     Memory(u64),
+    /// A line for each processor.
+    Registers(Vec<String>),
     Refused(String),
 }
 
@@ -136,6 +139,18 @@ impl Client {
     pub fn memory(&self) -> Result<u64, ControlError> {
         match self.ask(Request::Memory)? {
             Answer::Memory(bytes) => Ok(bytes),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What each processor is about: a line for each of the first 16, with its registers. They are stopped
+    /// for a moment.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    pub fn registers(&self) -> Result<Vec<String>, ControlError> {
+        match self.ask(Request::Registers)? {
+            Answer::Registers(lines) => Ok(lines),
             other => Err(unexpected(other)),
         }
     }

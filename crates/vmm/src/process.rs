@@ -135,6 +135,7 @@ fn obey(machine: &Machine, request: Request) -> Answer {
         Request::Resize(bytes) if machine.resize(bytes) => Answer::Done,
         Request::Resize(_) => Answer::Refused("it has no balloon".to_owned()),
         Request::Memory => Answer::Memory(machine.memory_size()),
+        Request::Registers => Answer::Registers(machine.registers()),
         Request::Metrics => Answer::Metrics(machine.metrics()),
     }
 }

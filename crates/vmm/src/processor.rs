@@ -118,7 +118,8 @@ impl Processor {
     /// Runs the guest until it ends.
     fn run(&mut self) -> Result<End, VmmError> {
         loop {
-            self.gate.pass();
+            self.gate
+                .pass(self.number, || report::registers(&self.vcpu));
             match self.vcpu.run() {
                 Ok(exit) => match serve(exit, &self.bus, &self.exits) {
                     Ok(Verdict::Continue) => {}

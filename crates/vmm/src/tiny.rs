@@ -249,6 +249,8 @@ fn processor_that_never_leaves_the_guest_is_stopped_and_goes_on() {
     tiny.gate.close();
     tiny.running.interrupt();
     assert!(tiny.gate.all_wait(1));
+    let seen = tiny.gate.seen();
+    assert!(seen[&0].contains("rip=0x100"), "{seen:?}");
     let before = tiny.byte(0x2000);
     tiny.memory.write(0x2001, &[1]).unwrap();
     assert_eq!(tiny.byte(0x2000), before);

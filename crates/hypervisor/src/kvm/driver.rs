@@ -200,6 +200,10 @@ impl Measurable for Client {
     fn statistics(&self) -> Result<MachineStatistics, HypervisorError> {
         self.metrics().map_err(failed("measure"))
     }
+
+    fn registers(&self) -> Result<Vec<String>, HypervisorError> {
+        Client::registers(self).map_err(failed("read the registers of"))
+    }
 }
 
 impl Resizable for Client {

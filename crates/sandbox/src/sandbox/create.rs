@@ -129,10 +129,12 @@ impl Sandbox {
             SandboxError::Ended(failure) => failure.clone(),
             error => {
                 let mut failure = explain(error, machine.as_deref());
-                if let (SandboxError::Silent(_), Some(vm)) = (error, &machine)
-                    && let Some(counts) = vm.meter.now().await
-                {
-                    failure.evidence.insert(0, format!("until then: {counts}"));
+                if let (SandboxError::Silent(_), Some(vm)) = (error, &machine) {
+                    let counts = vm.meter.now().await;
+                    let counts = counts.map(|counts| format!("until then: {counts}"));
+                    let mut watched = vm.meter.registers().await;
+                    watched.extend(counts);
+                    failure.evidence.splice(0..0, watched);
                 }
                 failure
             }
