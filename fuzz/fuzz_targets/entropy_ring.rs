@@ -4,7 +4,7 @@
 
 #![no_main]
 
-use bulkhead_devices::entropy::{Entropy, MOST};
+use bulkhead_devices::entropy::Entropy;
 use bulkhead_devices::rig::{DATA, Part, RING, Rig};
 use libfuzzer_sys::fuzz_target;
 
@@ -46,9 +46,8 @@ fn step(input: &mut Input<'_>, rig: &mut Rig<Entropy>) -> Option<()> {
         }
     }
     rig.kick(0);
-    for (_, written) in rig.used(0) {
-        assert!(written as usize <= MOST);
-    }
+    // The answers say nothing: a guest can have random bytes put over them.
+    rig.used(0);
     Some(())
 }
 

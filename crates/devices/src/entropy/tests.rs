@@ -65,7 +65,7 @@ fn request_for_memory_the_guest_has_not_gets_nothing() {
 proptest! {
     #[test]
     fn no_chain_gets_more_than_its_room_or_the_limit(
-        parts in proptest::collection::vec((0..MEMORY as u64 * 2, 0..8192_u32, any::<bool>()), 1..6)
+        parts in proptest::collection::vec((DATA..MEMORY as u64 * 2, 0..8192_u32, any::<bool>()), 1..6)
     ) {
         let mut rig = Rig::new(Entropy::default());
         let room: usize = parts.iter().filter(|part| part.2).map(|part| part.1 as usize).sum();
