@@ -41,6 +41,7 @@ suite! {
         help_names_every_verb,
         error_goes_to_the_log_as_json,
         error_goes_to_the_log_as_text,
+        debug_adds_lines_to_the_log_in_the_form_of_the_error,
         configuration_file_chooses_the_hypervisor,
         configuration_file_forbids_annotations,
         configuration_file_with_an_error_is_refused;
@@ -438,15 +439,15 @@ fn help_names_every_verb(test: &Test) {
 
 /// Runs a verb that fails, with a log in a form, and returns the log.
 fn log_of_failure(test: &Test, format: &str) -> String {
+    log_of_failure_with(test, format, &[])
+}
+
+/// The log of a verb that fails, with further options.
+fn log_of_failure_with(test: &Test, format: &str, more: &[&str]) -> String {
     let log = test.new_dir().join("log");
-    let options = [
-        "--log",
-        log.to_str().unwrap(),
-        "--log-format",
-        format,
-        "state",
-        "nobody",
-    ];
+    let mut options = vec!["--log", log.to_str().unwrap(), "--log-format", format];
+    options.extend(more);
+    options.extend(["state", "nobody"]);
     test.verb(options).output().expect_code(1);
     fs::read_to_string(log).unwrap()
 }
@@ -468,6 +469,30 @@ fn error_goes_to_the_log_as_text(test: &Test) {
         log.contains("level=error") && log.contains("nobody"),
         "{log}"
     );
+}
+
+fn debug_adds_lines_to_the_log_in_the_form_of_the_error(test: &Test) {
+    let json = log_of_failure_with(test, "json", &["--debug"]);
+    let text = log_of_failure_with(test, "text", &["--debug"]);
+
+    let mut entries: Vec<Value> = json
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(entries.pop().unwrap()["level"], "error", "{json}");
+    assert!(!entries.is_empty(), "{json}");
+    for entry in entries {
+        assert_eq!(entry["level"], "debug");
+        assert!(!entry["msg"].as_str().unwrap().is_empty(), "{entry}");
+        assert!(entry["time"].as_str().unwrap().starts_with("20"), "{entry}");
+    }
+    let mut lines: Vec<&str> = text.lines().collect();
+    assert!(lines.pop().unwrap().contains(" level=error msg="), "{text}");
+    assert!(!lines.is_empty(), "{text}");
+    for line in lines {
+        assert!(line.starts_with("time=\"20"), "{text}");
+        assert!(line.contains(" level=debug msg=\""), "{text}");
+    }
 }
 
 fn configuration_file_chooses_the_hypervisor(test: &Test) {

@@ -1,12 +1,18 @@
 //! Where our own messages go: standard error, or the file of `--log` as engines expect it.
 
+use std::fmt::{self, Write as _};
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 
 use clap::ValueEnum;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
 
 /// Form of the messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,7 +34,7 @@ pub fn to_stderr(format: Format, debug: bool) {
         .with_writer(io::stderr);
     match format {
         Format::Text => builder.init(),
-        Format::Json => builder.json().init(),
+        Format::Json => builder.event_format(Engine(format)).init(),
     }
 }
 
@@ -38,16 +44,13 @@ pub fn to_stderr(format: Format, debug: bool) {
 /// When it cannot be opened.
 pub fn to_file(path: &Path, format: Format, debug: bool) -> io::Result<()> {
     let file = OpenOptions::new().create(true).append(true).open(path)?;
-    let builder = tracing_subscriber::fmt()
+    tracing_subscriber::fmt()
         .with_max_level(level(debug))
         .with_ansi(false)
-        .with_target(false)
         .log_internal_errors(false)
-        .with_writer(Mutex::new(file));
-    match format {
-        Format::Text => builder.init(),
-        Format::Json => builder.json().init(),
-    }
+        .event_format(Engine(format))
+        .with_writer(Mutex::new(file))
+        .init();
     Ok(())
 }
 
@@ -59,16 +62,72 @@ fn level(debug: bool) -> LevelFilter {
     }
 }
 
-/// Appends an error to the file of `--log` in the form engines parse (runc's): one JSON object with
-/// `level`, `msg` and `time`, or one line of text.
-pub fn report_error(path: &Path, format: Format, message: &str) {
+/// One message in the form engines parse (runc's): a JSON object with `level`, `msg` and `time`, or a
+/// line of text, without the line's end.
+fn line(format: Format, level: &str, message: &str) -> String {
     let time = bulkhead_sandbox::clock::rfc3339_now();
-    let line = match format {
+    match format {
         Format::Json => {
-            serde_json::json!({ "level": "error", "msg": message, "time": time }).to_string()
+            serde_json::json!({ "level": level, "msg": message, "time": time }).to_string()
         }
-        Format::Text => format!("time=\"{time}\" level=error msg={message:?}"),
-    };
+        Format::Text => format!("time=\"{time}\" level={level} msg={message:?}"),
+    }
+}
+
+/// Writes what is told on the way as [`report_error`] writes a verb's error: whoever reads the file
+/// has one form to understand.
+struct Engine(Format);
+
+impl<S, N> FormatEvent<S, N> for Engine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut message = Message::default();
+        event.record(&mut message);
+        let level = level_name(*event.metadata().level());
+        writeln!(writer, "{}", line(self.0, level, &message.0))
+    }
+}
+
+/// The text of an event, and any further fields after it.
+#[derive(Default)]
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a String does not fail.
+        let _ = match field.name() {
+            "message" => {
+                let rest = std::mem::take(&mut self.0);
+                write!(self.0, "{value:?}{rest}")
+            }
+            // Where in the program it was told, of what came by the crate `log`.
+            name if name.starts_with("log.") => Ok(()),
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
+}
+
+/// As runc calls a level.
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "error",
+        Level::WARN => "warning",
+        Level::INFO => "info",
+        _ => "debug",
+    }
+}
+
+/// Appends an error to the file of `--log` in the form engines parse.
+pub fn report_error(path: &Path, format: Format, message: &str) {
+    let line = line(format, "error", message);
     let written = OpenOptions::new()
         .create(true)
         .append(true)

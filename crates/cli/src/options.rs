@@ -171,6 +171,11 @@ pub fn run(began_ns: u64) -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
+    tracing::debug!(
+        "Bulkhead {} carries out a verb for the containers of {}",
+        env!("CARGO_PKG_VERSION"),
+        cli.root.display()
+    );
     let refused = cli.refused();
     let globals = Globals {
         root: absolute(cli.root),
