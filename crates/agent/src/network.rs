@@ -48,7 +48,8 @@ pub enum NetworkError {
     Unused(#[source] std::io::Error),
 }
 
-/// Makes every card what it is to be. One that was configured before loses what it had.
+/// Makes every card what it is to be. One that was configured before loses what it is not to have; what it
+/// keeps is not touched, as programs may be using it.
 pub fn configure(interfaces: &[messages::Interface]) -> Result<(), NetworkError> {
     if interfaces.is_empty() {
         return Ok(());
@@ -129,9 +130,11 @@ impl<'i> Card<'i> {
         let addresses = self.read("addresses", &interface.addresses, address)?;
         let routes = self.read("routes", &interface.routes, route)?;
         let neighbours = self.read("neighbours", &interface.neighbours, neighbour)?;
-        if self.known {
-            self.clear(netlink)?;
-        }
+        let present = if self.known {
+            self.trim(netlink, &addresses, &routes)?
+        } else {
+            Vec::new()
+        };
         if self.renamed {
             let change = LinkChange::of(self.index).name(&interface.name);
             self.change(netlink, "name", &change)?;
@@ -154,10 +157,17 @@ impl<'i> Card<'i> {
         }
         let change = LinkChange::of(self.index).no_arp(interface.no_arp).up(true);
         self.change(netlink, "switch on", &change)?;
-        for address in &addresses {
+        let is_new = |address: &&Address| !present.iter().any(|had| is_same(had, address));
+        for address in addresses.iter().filter(is_new) {
             self.ask(netlink, "give an address to", &address.add())?;
         }
-        for route in &routes {
+        // Some went with their addresses.
+        let present = if self.known {
+            self.routes(netlink)?
+        } else {
+            Vec::new()
+        };
+        for route in routes.iter().filter(|route| !present.contains(route)) {
             self.ask(netlink, "make a route over", &route.add())?;
         }
         for neighbour in &neighbours {
@@ -166,21 +176,35 @@ impl<'i> Card<'i> {
         Ok(())
     }
 
-    /// Takes away all addresses and routes.
-    fn clear(&self, netlink: &mut Netlink) -> Result<(), NetworkError> {
-        let routes = netlink.list(&Route::list(), Route::parse);
-        for route in routes.map_err(NetworkError::List)? {
-            if route.index == self.index {
+    /// Takes away addresses and routes it is not to have; returns the addresses that are left.
+    fn trim(
+        &self,
+        netlink: &mut Netlink,
+        addresses: &[Address],
+        routes: &[Route],
+    ) -> Result<Vec<Address>, NetworkError> {
+        for route in self.routes(netlink)? {
+            if !routes.contains(&route) {
                 self.ask(netlink, "remove a route over", &route.remove())?;
             }
         }
-        let addresses = netlink.list(&Address::list(), Address::parse);
-        for address in addresses.map_err(NetworkError::List)? {
-            if address.index == self.index {
-                self.ask(netlink, "take an address from", &address.remove())?;
-            }
+        let present = netlink.list(&Address::list(), Address::parse);
+        let mut present = present.map_err(NetworkError::List)?;
+        present.retain(|address| address.index == self.index);
+        let (kept, gone): (Vec<_>, Vec<_>) = present
+            .into_iter()
+            .partition(|had| addresses.iter().any(|address| is_same(had, address)));
+        for address in gone {
+            self.ask(netlink, "take an address from", &address.remove())?;
         }
-        Ok(())
+        Ok(kept)
+    }
+
+    fn routes(&self, netlink: &mut Netlink) -> Result<Vec<Route>, NetworkError> {
+        let routes = netlink.list(&Route::list(), Route::parse);
+        let mut routes = routes.map_err(NetworkError::List)?;
+        routes.retain(|route| route.index == self.index);
+        Ok(routes)
     }
 
     fn read<M, T>(
@@ -223,6 +247,16 @@ impl<'i> Card<'i> {
             source,
         }
     }
+}
+
+/// Whether two addresses are one, for however long.
+fn is_same(one: &Address, other: &Address) -> bool {
+    let timeless = |address: &Address| Address {
+        valid_s: u32::MAX,
+        preferred_s: u32::MAX,
+        ..address.clone()
+    };
+    timeless(one) == timeless(other)
 }
 
 /// An address of 4 or 16 bytes.
@@ -344,6 +378,19 @@ mod tests {
             panic!("there is no card");
         };
         assert!(error.to_string().contains("net7"), "{error}");
+    }
+
+    #[test]
+    fn address_that_lasts_longer_is_the_same_and_one_of_another_network_is_not() {
+        let mut message = messages::Address::new();
+        message.ip = vec![10, 0, 0, 1];
+        message.prefix_len = 24;
+        message.valid_s = 60;
+        let before = address(1, &message).unwrap();
+        message.valid_s = 3600;
+        assert!(is_same(&before, &address(1, &message).unwrap()));
+        message.prefix_len = 16;
+        assert!(!is_same(&before, &address(1, &message).unwrap()));
     }
 
     #[test]

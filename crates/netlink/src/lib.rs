@@ -12,6 +12,7 @@ mod message;
 mod neighbour;
 mod route;
 mod socket;
+mod watch;
 
 pub use address::Address;
 pub use link::{Link, LinkChange};
@@ -19,6 +20,7 @@ pub use message::{Message, Request, attributes, messages};
 pub use neighbour::Neighbour;
 pub use route::Route;
 pub use socket::{Netlink, NetlinkError};
+pub use watch::Watch;
 
 use std::net::IpAddr;
 

@@ -76,7 +76,8 @@ pub enum NetworkError {
     /// Interfaces for which the machine has no card.
     #[error(
         "Network interfaces {names} came after the container was created, and its virtual machine \
-         has no network card left for them: add them before `create`"
+         has no network card left for them: add them before `create`, or use a hypervisor and a kernel \
+         that take cards while they run (`bulkhead doctor`)"
     )]
     Late {
         /// Their names, separated by commas.

@@ -19,11 +19,11 @@ mod network;
 mod tap;
 mod traffic;
 
-pub use bulkhead_netlink::{Address, Neighbour, Route};
+pub use bulkhead_netlink::{Address, Neighbour, Route, Watch};
 pub use error::NetworkError;
 pub use inspect::Interface;
 pub use namespace::Namespace;
-pub use network::{Change, Network, Port, Update, clean, is_populated, is_same};
+pub use network::{Cards, Change, Network, Port, Update, clean, is_populated, is_same};
 
 /// A hardware address.
 pub type Mac = [u8; 6];

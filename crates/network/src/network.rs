@@ -1,9 +1,10 @@
 //! Joining a virtual machine's network cards to the interfaces of a namespace.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use bulkhead_netlink::{Link, LinkChange, Netlink, NetlinkError};
+use bulkhead_netlink::{Link, LinkChange, Netlink, NetlinkError, Watch};
 
 use crate::inspect::{Interface, inspect};
 use crate::namespace::Namespace;
@@ -35,20 +36,31 @@ pub struct Change {
 }
 
 /// What has become of the cards after the machine was launched.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Update {
     /// Those that stand for something new or changed.
     pub changes: Vec<Change>,
-    /// Those that stand for nothing, and should not be seen in the guest.
+    /// Those that stand for nothing any more, or never did, and should not be seen in the guest.
     pub unused: Vec<Mac>,
+    /// Those the machine is to be given, before it is told of the changes.
+    pub new: Vec<Port>,
 }
 
 impl Update {
     /// Whether nothing is to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.unused.is_empty()
+        self.changes.is_empty() && self.unused.is_empty() && self.new.is_empty()
     }
+}
+
+/// What can be done for interfaces that come and go after the machine was launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cards {
+    /// There are those of the launch, and no others.
+    Fixed,
+    /// Cards can be plugged and unplugged.
+    Pluggable,
 }
 
 /// The interfaces of a namespace, joined to taps. Dropping it undoes that.
@@ -65,6 +77,15 @@ struct Card {
     tap: u32,
     /// None for a spare one.
     interface: Option<Interface>,
+}
+
+impl Card {
+    fn change(&self) -> Option<Change> {
+        Some(Change {
+            card: self.mac,
+            interface: self.interface.clone()?,
+        })
+    }
 }
 
 impl Network {
@@ -100,47 +121,95 @@ impl Network {
     /// What each card of the machine is to become.
     #[must_use]
     pub fn changes(&self) -> Vec<Change> {
-        let all = self.cards.iter();
-        all.filter_map(|card| {
-            let interface = card.interface.clone()?;
-            let card = card.mac;
-            Some(Change { card, interface })
-        })
-        .collect()
+        self.cards.iter().filter_map(Card::change).collect()
     }
 
-    /// Looks again: joins an interface that has come to a spare card, and returns what has become of
-    /// the cards since.
+    /// Looks again: joins interfaces that have come to spare cards, or to new ones where cards are
+    /// pluggable, and returns what has become of the cards since. A card that is `unused` is forgotten.
     ///
     /// # Errors
     /// When interfaces have come for which there is no card, or one has gone or changed its name or
-    /// hardware address; and as [`Self::plug`].
-    pub fn refresh(&mut self) -> Result<Update, NetworkError> {
+    /// hardware address, where cards are fixed; and as [`Self::plug`]. After an error the cards are as
+    /// before.
+    pub fn refresh(&mut self, possible: Cards) -> Result<Update, NetworkError> {
         let cards = &mut self.cards;
         self.namespace.run(|| {
             let mut netlink = open()?;
             let found = inspect(&mut netlink)?;
-            let mut changes = Vec::new();
+            let mut update = Update::default();
             for card in cards.iter_mut() {
                 let Some(before) = &card.interface else {
                     continue;
                 };
-                let now = still_there(before, &found)?;
+                let now = match (still_there(before, &found), possible) {
+                    (Ok(now), _) => now,
+                    (Err(error), Cards::Fixed) => return Err(error),
+                    (Err(_), Cards::Pluggable) => {
+                        unplug(&mut netlink, std::slice::from_ref(card));
+                        card.interface = None;
+                        update.unused.push(card.mac);
+                        continue;
+                    }
+                };
                 if !now.is_like(before) {
                     if now.mtu != before.mtu {
                         set_tap_mtu(&mut netlink, card.tap, now)?;
                     }
                     card.interface = Some(now.clone());
-                    changes.push(Change {
+                    update.changes.push(Change {
                         card: card.mac,
                         interface: now.clone(),
                     });
                 }
             }
-            changes.extend(join_new(&mut netlink, cards, found)?);
-            let spare = cards.iter().filter(|card| card.interface.is_none());
-            let unused = spare.map(|card| card.mac).collect();
-            Ok(Update { changes, unused })
+            // What they stood for is gone, and their driver may be told so: they are not spare.
+            cards.retain(|card| !update.unused.contains(&card.mac));
+            let left = join_spare(&mut netlink, cards, found, &mut update)?;
+            if possible == Cards::Fixed && !left.is_empty() {
+                let names: Vec<String> = left.into_iter().map(|one| one.name).collect();
+                return Err(NetworkError::Late {
+                    names: names.join(", "),
+                });
+            }
+            let before = cards.len();
+            match plug_all(&mut netlink, left, false, cards) {
+                Ok(new) => update.new = new,
+                Err(error) => {
+                    // None of them is to be taken for one the machine has.
+                    unplug(&mut netlink, &cards.split_off(before));
+                    return Err(error);
+                }
+            }
+            let new = cards.get(before..).unwrap_or_default();
+            update.changes.extend(new.iter().filter_map(Card::change));
+            Ok(update)
+        })
+    }
+
+    /// Undoes a card of [`Update::new`] that the machine could not be given.
+    pub fn forget(&mut self, mac: Mac) {
+        let gone: Vec<Card> = self.cards.extract_if(.., |card| card.mac == mac).collect();
+        let undone = self.namespace.run(|| {
+            unplug(&mut open()?, &gone);
+            Ok(())
+        });
+        if let Err(error) = undone {
+            tracing::warn!("Failed to undo a network card: {error}");
+        }
+    }
+
+    /// A descriptor that becomes readable whenever something changes in the namespace; see
+    /// [`Watch::drain`].
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or watched.
+    pub fn watch(&self) -> Result<Watch, NetworkError> {
+        self.namespace.run(|| {
+            let failed = |source| NetworkError::List {
+                what: "changes",
+                source,
+            };
+            Watch::open().map_err(failed)
         })
     }
 }
@@ -223,7 +292,7 @@ fn plug_all(
     let mut ports = Vec::with_capacity(found.len());
     if found.is_empty() && spare {
         let (tap, index) = make_tap(netlink, "(to come)")?;
-        let mac = own_mac(0);
+        let mac = own_mac(cards);
         start_tap(netlink, index, None)?;
         ports.push(Port {
             tap,
@@ -238,11 +307,7 @@ fn plug_all(
     }
     for interface in found {
         let taken = cards.iter().any(|card| card.mac == interface.mac);
-        let mac = if taken {
-            own_mac(cards.len())
-        } else {
-            interface.mac
-        };
+        let mac = if taken { own_mac(cards) } else { interface.mac };
         let (tap, index) = make_tap(netlink, &interface.name)?;
         start_tap(netlink, index, Some(&interface))?;
         let mtu = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
@@ -261,11 +326,16 @@ fn plug_all(
     Ok(ports)
 }
 
-/// A hardware address of our own for the `number`th card: locally administered, and seen by the
+/// A hardware address of our own that none of the cards has: locally administered, and seen by the
 /// machine only.
-fn own_mac(number: usize) -> Mac {
-    let [.., high, low] = number.to_be_bytes();
-    [0x02, b'b', b'h', 0, high, low]
+fn own_mac(cards: &[Card]) -> Mac {
+    let numbered = (0..=u16::MAX).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        [0x02, b'b', b'h', 0, high, low]
+    });
+    let mut free = numbered.filter(|mac| cards.iter().all(|card| card.mac != *mac));
+    // There are never as many cards.
+    free.next().unwrap_or_default()
 }
 
 fn make_tap(netlink: &mut Netlink, interface: &str) -> Result<(OwnedFd, u32), NetworkError> {
@@ -375,34 +445,32 @@ fn still_there<'f>(
     Ok(now)
 }
 
-/// Joins interfaces no card stands for to spare cards.
-fn join_new(
+/// Joins interfaces no card stands for to spare cards, as far as there are any; spare ones that are left
+/// over become unused. Returns the interfaces that are left over.
+fn join_spare(
     netlink: &mut Netlink,
-    cards: &mut [Card],
+    cards: &mut Vec<Card>,
     found: Vec<Interface>,
-) -> Result<Vec<Change>, NetworkError> {
+    update: &mut Update,
+) -> Result<Vec<Interface>, NetworkError> {
     let known = |interface: &Interface| {
         let mut all = cards.iter().filter_map(|card| card.interface.as_ref());
         all.any(|known| known.index == interface.index)
     };
-    let new: Vec<Interface> = found.into_iter().filter(|i| !known(i)).collect();
-    let spare = cards.iter_mut().filter(|card| card.interface.is_none());
-    let mut spare: Vec<&mut Card> = spare.collect();
-    if new.len() > spare.len() {
-        let names: Vec<String> = new.into_iter().map(|interface| interface.name).collect();
-        return Err(NetworkError::Late {
-            names: names.join(", "),
-        });
-    }
-    let mut changes = Vec::new();
-    for (card, interface) in spare.iter_mut().zip(new) {
+    let mut new: VecDeque<Interface> = found.into_iter().filter(|i| !known(i)).collect();
+    for card in cards.iter_mut().filter(|card| card.interface.is_none()) {
+        let Some(interface) = new.pop_front() else {
+            update.unused.push(card.mac);
+            continue;
+        };
         set_tap_mtu(netlink, card.tap, &interface)?;
         join(netlink, &interface, card.tap)?;
         card.interface = Some(interface.clone());
-        changes.push(Change {
+        update.changes.push(Change {
             card: card.mac,
             interface,
         });
     }
-    Ok(changes)
+    cards.retain(|card| card.interface.is_some());
+    Ok(new.into())
 }
