@@ -14,6 +14,7 @@ mod boot;
 mod bpf;
 mod clock;
 mod container;
+mod devices;
 mod disks;
 mod dns;
 mod end;

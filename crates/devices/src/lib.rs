@@ -17,6 +17,7 @@ mod ring;
 pub mod session;
 pub mod tally;
 pub mod vsock;
+mod workers;
 
 pub use process::{
     BlockConfig, DeviceConfig, DeviceError, FsConfig, NetConfig, Resources, VsockConfig, run, serve,

@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_jail::{Jail, JailError};
 use nix::sched::{CloneFlags, unshare};
@@ -16,23 +15,17 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::balloon::Balloon;
-use crate::block::{Block, Medium};
 use crate::entropy::Entropy;
 use crate::fs::{Fs, FsError, share};
-use crate::net::Net;
 use crate::net::frames::Tap;
 use crate::session::{Device as _, End, Session, SessionError};
 use crate::tally::Tallies;
 use crate::vsock::Vsock;
 use crate::vsock::control::DeviceChannel;
 use crate::vsock::mux::Mux;
-
-/// Stack of each device's thread, in bytes. Requests are served one after the other, and the deepest
-/// path is a directory listing.
-const STACK: usize = 256 * 1024;
+use crate::workers::{self, Comers, Workers};
 
 /// The limit of open files to aim for. More files than in most images, and few enough that the
 /// host's memory for them (about 1.5 KiB each) stays within bounds if a guest wants them all.
@@ -219,122 +212,52 @@ pub fn serve(resources: Resources, config: &DeviceConfig) -> Result<(), DeviceEr
     // function made of the signal.
     // SAFETY: ignoring a signal installs no handler.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
-    let stop = Arc::new(
-        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(setup("make an event descriptor"))?,
-    );
     let own_proc_fd = proc_fd
         .try_clone()
         .map_err(setup("duplicate the descriptor of /proc/self/fd"))?;
 
+    let workers = Workers::new()?;
     let mut tallies = Tallies::default();
     let fs = Fs::new(share(&fs.root, proc_fd, fd_limit)?, &fs.tag)?;
-    tallies.add(Fs::NAME, fs.tally());
-    let mut fs = Session::new(fs_socket, fs, &*stop)?;
+    tallies.add(
+        workers.serve_after(Fs::NAME.to_owned(), fs_socket, fs, move || {
+            // Some requests change the working directory for a moment.
+            unshare(CloneFlags::CLONE_FS)
+                .map_err(|e| setup("unshare the working directory")(e.into()))
+        })?,
+    );
+    if let Some(socket) = entropy {
+        let name = Entropy::NAME.to_owned();
+        tallies.add(workers.serve(name, socket, Entropy::default())?);
+    }
+    if let Some(socket) = balloon {
+        let name = Balloon::NAME.to_owned();
+        tallies.add(workers.serve(name, socket, Balloon::default())?);
+    }
+    for (number, ((socket, tap), net)) in nets.into_iter().zip(&config.nets).enumerate() {
+        let name = format!("net{number}");
+        let net = workers::net(tap, net.mac, net.mtu)?;
+        tallies.add(workers.serve(name, socket, net)?);
+    }
+    for (number, ((socket, file), block)) in blocks.into_iter().zip(&config.blocks).enumerate() {
+        let name = format!("block{number}");
+        let block = workers::block(file, block.read_only, &block.serial)?;
+        tallies.add(workers.serve(name, socket, block)?);
+    }
     let control = DeviceChannel::new(control);
     let mux = Mux::new(guest_cid, control, Some(own_proc_fd))
         .map_err(setup("make the event descriptors of the vsock device"))?;
     let mut streams = Vsock::new(guest_cid, mux);
-
-    let failure = Arc::new(Mutex::new(None));
-    let report = || Report {
-        failure: Arc::clone(&failure),
-        stop: Arc::clone(&stop),
-    };
-    report().on_thread("fs".to_owned(), move || {
-        // Some requests change the working directory for a moment.
-        unshare(CloneFlags::CLONE_FS)
-            .map_err(|e| setup("unshare the working directory")(e.into()))?;
-        Ok(fs.run()?)
-    })?;
-    if let Some(socket) = entropy {
-        let entropy = Entropy::default();
-        tallies.add(Entropy::NAME, entropy.tally());
-        let mut entropy = Session::new(socket, entropy, &*stop)?;
-        report().on_thread("entropy".to_owned(), move || Ok(entropy.run()?))?;
-    }
-    if let Some(socket) = balloon {
-        let balloon = Balloon::default();
-        tallies.add(Balloon::NAME, balloon.tally());
-        let mut balloon = Session::new(socket, balloon, &*stop)?;
-        report().on_thread("balloon".to_owned(), move || Ok(balloon.run()?))?;
-    }
-    for (number, ((socket, tap), config)) in nets.into_iter().zip(&config.nets).enumerate() {
-        let net = Net::new(tap, config.mac, config.mtu)
-            .map_err(setup("prepare the tap of a network card"))?;
-        let name = format!("net{number}");
-        tallies.add(&name, net.tally());
-        let mut net = Session::new(socket, net, &*stop)?;
-        report().on_thread(name, move || Ok(net.run()?))?;
-    }
-    for (number, ((socket, file), config)) in blocks.into_iter().zip(&config.blocks).enumerate() {
-        let medium = Medium::new(file, config.read_only, &config.serial)
-            .map_err(setup("find out the size of a disk"))?;
-        let block = Block::new(medium);
-        let name = format!("block{number}");
-        tallies.add(&name, block.tally());
-        let mut block = Session::new(socket, block, &*stop)?;
-        report().on_thread(name, move || Ok(block.run()?))?;
-    }
-    streams.tell_of(tallies);
-    let mut vsock = Session::new(vsock, streams, &*stop)?;
+    streams.attend_to(tallies, Box::new(Comers::new(workers.clone())));
+    let mut vsock = Session::new(vsock, streams, workers.stop())?;
     // Names in `top` and `ps -L`; a failure changes nothing else.
     let _ = rustix::thread::set_name(c"vsock");
 
     let end = vsock.run();
-    // Before the other thread is told to stop, or its silence would look like an error.
-    let failed = failure
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
-    let _ = stop.write(1);
-    match (failed, end) {
+    match (workers.end(), end) {
         (Some(e), _) => Err(e),
         (None, Ok(End::Disconnected | End::Stopped)) => Ok(()),
         (None, Err(e)) => Err(e.into()),
-    }
-}
-
-/// How a device's thread tells the first one of its end, if that was no good one: a guest whose
-/// requests are not answered any more must not wait for ever.
-struct Report {
-    failure: Arc<Mutex<Option<DeviceError>>>,
-    stop: Arc<EventFd>,
-}
-
-impl Report {
-    fn on_thread(
-        self,
-        name: String,
-        serve: impl FnOnce() -> Result<End, DeviceError> + Send + 'static,
-    ) -> Result<(), DeviceError> {
-        std::thread::Builder::new()
-            .name(name)
-            .stack_size(STACK)
-            .spawn(move || {
-                // Also reports a panic, when it is dropped by one.
-                let report = self;
-                if let Err(e) = serve() {
-                    report.fail(e);
-                }
-            })
-            .map(drop)
-            .map_err(|source| DeviceError::Setup {
-                what: "start a device's thread",
-                source,
-            })
-    }
-
-    fn fail(&self, error: DeviceError) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        let _ = self.stop.write(1);
-    }
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.fail(DeviceError::Crashed);
-        }
     }
 }
 

@@ -69,9 +69,10 @@ fn add(counter: &AtomicU64, more: u64) {
 pub struct Tallies(Vec<(String, Arc<Tally>)>);
 
 impl Tallies {
-    /// Adds those of `device`.
-    pub fn add(&mut self, device: impl Into<String>, tally: &Arc<Tally>) {
-        self.0.push((device.into(), Arc::clone(tally)));
+    /// Adds those of a device. Those of devices that are no more go.
+    pub fn add(&mut self, (device, tally): (String, Arc<Tally>)) {
+        self.0.retain(|(_, tally)| Arc::strong_count(tally) > 1);
+        self.0.push((device, tally));
     }
 
     /// Writes them to `to` as a JSON array of [`Work`]. Does not block if `to` is an empty pipe: they
@@ -96,7 +97,8 @@ mod tests {
     fn tallies_told_are_what_was_counted() {
         let tally = Arc::new(Tally::default());
         let mut tallies = Tallies::default();
-        tallies.add("net0", &tally);
+        tallies.add(("gone0".to_owned(), Arc::default()));
+        tallies.add(("net0".to_owned(), Arc::clone(&tally)));
         tally.done(3, 0);
         tally.done(0, 5);
         tally.stalled();

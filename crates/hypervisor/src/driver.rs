@@ -3,10 +3,10 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 
-use bulkhead_kernels::Flavour;
+use bulkhead_kernels::{Flavour, Kernel};
 
 use crate::cpu::CpuLease;
-use crate::{HypervisorError, LaunchIo, Machine, MachineStatistics};
+use crate::{HypervisorError, LaunchIo, Machine, MachineStatistics, Pluggable};
 
 /// The drivers there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +79,9 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Whether its machines' memory can be made of huge pages.
     fn has_huge_pages(&self) -> bool;
 
+    /// Whether its machines with `kernel` are [`Pluggable`].
+    fn can_plug(&self, kernel: &Kernel) -> bool;
+
     /// Starts `machine` in a jailed process and returns when that process exists; the guest boots
     /// meanwhile. The process is killed when the calling thread ends.
     ///
@@ -117,6 +120,11 @@ impl Vm {
     pub fn as_measurable(&self) -> Option<&dyn Measurable> {
         self.control.as_ref()?.as_measurable()
     }
+
+    /// The machine as one to which devices can come, if its driver and its kernel can.
+    pub fn as_pluggable(&self) -> Option<&dyn Pluggable> {
+        self.control.as_ref()?.as_pluggable()
+    }
 }
 
 /// The channel to a hypervisor, and what can be done by it.
@@ -126,6 +134,8 @@ pub(crate) trait Control: fmt::Debug + Send + Sync {
     fn as_measurable(&self) -> Option<&dyn Measurable>;
 
     fn as_resizable(&self) -> Option<&dyn Resizable>;
+
+    fn as_pluggable(&self) -> Option<&dyn Pluggable>;
 }
 
 /// A machine that can be asked for some of its memory while it runs, and be given it again. It never has
@@ -198,6 +208,8 @@ pub struct Abilities {
     pub memory: bool,
     /// Whether its machines are [`Measurable`].
     pub statistics: bool,
+    /// Whether its machines are [`Pluggable`], with a kernel that can.
+    pub plug: bool,
     /// Whether it needs a usable `/dev/kvm`.
     pub needs_kvm: bool,
 }
@@ -215,8 +227,8 @@ impl Abilities {
     }
 }
 
-/// What can be done with the machine: one line for people. No driver adds processors or devices to a
-/// machine that runs; there is no trait for that, so that nobody can ask for it.
+/// What can be done with the machine: one line for people. No driver adds processors to a machine that
+/// runs; there is no trait for that, so that nobody can ask for it.
 impl fmt::Display for Abilities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.max_vcpus {
@@ -227,11 +239,16 @@ impl fmt::Display for Abilities {
             (self.pause, "pause"),
             (self.memory, "memory given back and resized"),
             (self.statistics, "counts of what it costs"),
+            (self.plug, "network cards and disks plugged while it runs"),
         ];
         for (_, word) in words.iter().filter(|(able, _)| *able) {
             write!(f, ", {word}")?;
         }
-        f.write_str("; processors and devices stay those of the start")
+        f.write_str(if self.plug {
+            "; processors stay those of the start"
+        } else {
+            "; processors and devices stay those of the start"
+        })
     }
 }
 
@@ -245,6 +262,7 @@ pub fn capabilities() -> [Abilities; 3] {
             pause: true,
             memory: true,
             statistics: true,
+            plug: true,
             needs_kvm: true,
         },
         Abilities {
@@ -254,6 +272,7 @@ pub fn capabilities() -> [Abilities; 3] {
             pause: false,
             memory: false,
             statistics: false,
+            plug: true,
             needs_kvm: false,
         },
         Abilities {
@@ -263,6 +282,7 @@ pub fn capabilities() -> [Abilities; 3] {
             pause: true,
             memory: true,
             statistics: false,
+            plug: false,
             needs_kvm: false,
         },
     ]
@@ -279,7 +299,7 @@ mod tests {
         }
         assert_eq!(
             Abilities::of(Kind::Uml).to_string(),
-            "1 processor; processors and devices stay those of the start"
+            "1 processor, network cards and disks plugged while it runs; processors stay those of the start"
         );
         let kvm = Abilities::of(Kind::Kvm).to_string();
         assert!(

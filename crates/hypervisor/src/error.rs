@@ -106,6 +106,15 @@ pub enum HypervisorError {
     /// The jailed process could not be started.
     #[error("Could not start the hypervisor process")]
     Start(#[from] JailError),
+    /// The jail of a running hypervisor could not be changed.
+    #[error("Could not {step} the hypervisor process; it may have ended")]
+    Jail {
+        /// What was attempted.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: JailError,
+    },
     /// The monitor connection failed.
     #[error("Could not {step} on QEMU's monitor; the machine may have ended")]
     Monitor {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_jail::exec::ExecConfig;
 use bulkhead_jail::{Child, Command, Entry, JailError, Namespaces};
+use bulkhead_kernels::Kernel;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 
 use crate::{Driver, HypervisorError, Machine, huge};
@@ -54,6 +55,15 @@ pub(crate) fn check(driver: &dyn Driver, machine: &Machine) -> Result<u64, Hyper
         return huge::check(driver, asked_mib);
     }
     Ok(asked_mib)
+}
+
+/// How a kernel that takes devices while it runs is told apart: by a patch it was built with.
+const PLUG_PATCH: &str = "plug-and-unplug";
+
+/// Whether a kernel takes devices while it runs.
+pub(crate) fn takes_devices(kernel: &Kernel) -> bool {
+    let mut patches = kernel.manifest.patches.iter();
+    patches.any(|name| name.contains(PLUG_PATCH))
 }
 
 /// Starts a program in its jail, with the console as standard output and error and `fds` besides.
@@ -139,7 +149,16 @@ pub(crate) fn socket(
     target: &str,
     machine: &Machine,
 ) -> Result<Entry, HypervisorError> {
-    let (uid, gid) = (Uid::from_raw(machine.uid), Gid::from_raw(machine.gid));
+    socket_of(source, target, (machine.uid, machine.gid))
+}
+
+/// The same for the machine of a user and group.
+pub(crate) fn socket_of(
+    source: &Path,
+    target: &str,
+    (uid, gid): (u32, u32),
+) -> Result<Entry, HypervisorError> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::fs::chownat(CWD, source, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(
         |errno| HypervisorError::Host {
             step: "give the hypervisor access to the socket",

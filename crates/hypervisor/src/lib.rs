@@ -15,6 +15,7 @@ mod huge;
 mod kvm;
 mod launch;
 mod machine;
+mod plug;
 mod qemu;
 mod uml;
 
@@ -26,5 +27,6 @@ pub use driver::{
 pub use error::HypervisorError;
 pub use kvm::{BuiltIn, KvmVerdict, MachineStatistics, kvm_verdict};
 pub use machine::{LaunchIo, Machine, Net};
+pub use plug::{PlugKind, Pluggable, Plugged};
 pub use qemu::{Accelerator, Qemu};
 pub use uml::Uml;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bulkhead_devices::tally::Work;
-use bulkhead_devices::vsock::control::{Event, HostChannel, Request};
+use bulkhead_devices::vsock::control::{Event, HostChannel, Plugged, Request, Slot};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch as value;
@@ -154,6 +154,23 @@ impl Channel {
         let answer = tokio::time::timeout(PATIENCE, read_all(&reader));
         let json = answer.await.map_err(io::Error::from)??;
         Ok(serde_json::from_slice(&json)?)
+    }
+
+    /// Has one more device served to whoever connects to the listening `socket`; `medium` is what is behind it.
+    /// If the device process cannot, it closes the socket.
+    ///
+    /// # Errors
+    /// When the device process is gone.
+    pub fn plug(&self, device: Plugged, socket: OwnedFd, medium: OwnedFd) -> io::Result<()> {
+        let channel = &self.inner.channel.get_ref().0;
+        channel.send(Request::Plug(device), vec![socket, medium])
+    }
+
+    /// Has that device served no longer.
+    pub fn unplug(&self, slot: Slot) {
+        // If the device process is gone, so is the device.
+        let channel = &self.inner.channel.get_ref().0;
+        let _ = channel.send(Request::Unplug(slot), Vec::new());
     }
 
     /// Withdraws an announcement nobody will use any more.

@@ -87,15 +87,15 @@ fn node(disk: &Disk) -> Option<PathBuf> {
     named.into_iter().chain([disk.path.clone()]).find(is_it)
 }
 
-/// The disks, as the agent is told.
+/// The disks, as the agent is told; `numbers` are those the machine has them by.
 #[must_use]
-pub fn messages(disks: &[Disk]) -> Vec<messages::Disk> {
-    let numbered = disks.iter().enumerate();
+pub fn messages(disks: &[Disk], numbers: &[u32]) -> Vec<messages::Disk> {
+    let numbered = disks.iter().zip(numbers);
     numbered
-        .map(|(number, disk)| messages::Disk {
+        .map(|(disk, number)| messages::Disk {
             major: disk.major,
             minor: disk.minor,
-            serial: Disk::serial(number),
+            serial: bulkhead_devices::block::serial(*number),
             ..Default::default()
         })
         .collect()

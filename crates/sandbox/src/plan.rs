@@ -40,13 +40,16 @@ pub struct Plan {
     pub vcpus: u32,
     /// The network namespace whose interfaces the machine is to have.
     pub netns: Option<PathBuf>,
-    /// Whether an interface may come into that namespace before the container is started.
+    /// Whether an interface may come into that namespace before the container is started, for which there
+    /// has to be a card from the beginning.
     pub late_network: bool,
     /// In a machine that has other containers: the container's own network namespace, in which there
     /// must be nothing but loopback. `None` if it has the network of the machine.
     pub apart: Option<PathBuf>,
     /// Block devices of the host the machine has as disks, in this order.
     pub disks: Vec<Disk>,
+    /// By which the machine has them. Those of a further container get theirs when they are plugged.
+    pub disk_numbers: Vec<u32>,
     /// The host's configuration.
     pub config: Config,
 }
@@ -62,6 +65,8 @@ pub trait Neighbours {
     fn guest_pid_apart(&self, netns: &Path) -> Option<u32>;
     /// Whether this namespace's interfaces are the machine's.
     fn has_network(&self, netns: &Path) -> bool;
+    /// Whether devices can come to it while it runs.
+    fn takes_devices(&self) -> bool;
 }
 
 /// Why a container cannot be planned.
@@ -134,9 +139,9 @@ pub enum PlanError {
     TooManyDisks(usize),
     /// A block device for a machine that runs already.
     #[error(
-        "linux.devices[{0}]: the container is to live in the virtual machine of another one, and disks \
-         are not plugged into a running guest in this version: give the device to the container that \
-         is started first, or mount it on the host and bind the directory"
+        "linux.devices[{0}]: the container is to live in the virtual machine of another one, to which no \
+         disk can come while it runs (that takes hypervisor kvm or uml and a kernel of this version): give \
+         the device to the container that is started first, or mount it on the host and bind the directory"
     )]
     DiskForPod(usize),
     /// CPUs or block devices of the host for one container of several.
@@ -230,16 +235,14 @@ impl Plan {
 
         // The configuration's path outlives the engine's stand-in, and with it whoever cleans up.
         let netns = bulkhead_oci::network_namespace(&bundle.spec).or_else(|| request.netns.clone());
-        let late_network = request.netns.is_some();
         let memory_bytes = memory(&bundle, &annotations, &config)?;
         let vcpus = vcpus(&bundle);
         check_memory(memory_bytes)?;
         let host_memory_bytes = memory_bytes.saturating_add(host_overhead(&choice, &config));
-        let disks = bulkhead_oci::plan::disks(&bundle.spec);
-        if disks.len() > MOST_DISKS {
-            return Err(PlanError::TooManyDisks(disks.len()));
-        }
+        let disks = disks(&bundle)?;
+        let late_network = request.netns.is_some() && !choice.driver.can_plug(&kernel);
         Ok(Self {
+            disk_numbers: (0..).take(disks.len()).collect(),
             bundle,
             guest,
             choice,
@@ -279,7 +282,8 @@ impl Plan {
             let neighbour = machine.guest_pid_apart(apart);
             bulkhead_oci::plan::set_apart(&mut guest.spec, neighbour);
         }
-        if let Some(disk) = bulkhead_oci::plan::disks(&bundle.spec).first() {
+        let disks = disks(&bundle)?;
+        if let Some(disk) = disks.first().filter(|_| !machine.takes_devices()) {
             return Err(PlanError::DiskForPod(disk.index));
         }
         let linux = bundle.spec.linux().as_ref();
@@ -307,7 +311,8 @@ impl Plan {
             netns: None,
             late_network: false,
             apart,
-            disks: Vec::new(),
+            disks,
+            disk_numbers: Vec::new(),
             config,
         })
     }
@@ -329,6 +334,14 @@ impl Plan {
     pub fn rootfs(&self) -> &Path {
         &self.bundle.rootfs
     }
+}
+
+fn disks(bundle: &Bundle) -> Result<Vec<Disk>, PlanError> {
+    let disks = bulkhead_oci::plan::disks(&bundle.spec);
+    if disks.len() > MOST_DISKS {
+        return Err(PlanError::TooManyDisks(disks.len()));
+    }
+    Ok(disks)
 }
 
 fn own_annotations(

@@ -2,9 +2,11 @@
 
 mod attached;
 mod create;
+mod devices;
 mod end;
 mod host;
 mod limits;
+mod network;
 mod start;
 mod verbs;
 

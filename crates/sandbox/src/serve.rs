@@ -358,6 +358,10 @@ impl Neighbours for Machine<'_> {
     fn has_network(&self, netns: &Path) -> bool {
         self.vm.has_network_of(netns)
     }
+
+    fn takes_devices(&self) -> bool {
+        self.vm.can_plug()
+    }
 }
 
 /// Plans a further container and gives the guest its files.
@@ -369,7 +373,7 @@ async fn furnish(pod: &Pod, first: &Sandbox, container: &Arc<Sandbox>) -> Result
         vm: &vm,
         containers: &containers,
     };
-    let plan = Plan::join(&container.request, &plan, &machine)?;
+    let mut plan = Plan::join(&container.request, &plan, &machine)?;
     container.begin(&plan)?;
     container.span(Actor::Host, "plan", began);
     container.prepare_host(&plan).await?;
@@ -377,6 +381,8 @@ async fn furnish(pod: &Pod, first: &Sandbox, container: &Arc<Sandbox>) -> Result
     let began = now_ns();
     vm.share(&plan).map_err(SandboxError::Share)?;
     container.span(Actor::Host, "share files with the machine", began);
+    let plugged = container.plug_disks(&vm, &plan.disks).await;
+    plan.disk_numbers = plugged.inspect_err(|_| vm.unshare(&plan))?;
     container.settled_in(vm, plan)
 }
 

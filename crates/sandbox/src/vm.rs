@@ -1,6 +1,7 @@
 //! One virtual machine: the device process, the hypervisor process, the agent, and what ends them.
 
 mod devices;
+mod plug;
 
 use std::fs;
 use std::io;
@@ -13,7 +14,7 @@ use bulkhead_agent_api::{AgentClient, GUEST_CID, RPC_PORT, SHARE_TAG};
 use bulkhead_devices::vsock::control;
 use bulkhead_hypervisor::{CpuLease, HypervisorError, LaunchIo, Machine, Net};
 use bulkhead_jail::{Entry, JailError};
-use bulkhead_network::{Change, Network, NetworkError, Port, Update};
+use bulkhead_network::{Cards, Change, Mac, Network, NetworkError, Port, Update, Watch as Changes};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 
@@ -28,7 +29,10 @@ use crate::plan::Plan;
 use crate::state::ProcessRef;
 use crate::timeline::{Actor, Timeline, now_ns};
 use crate::watched;
+pub use plug::Offer;
+
 use devices::{MachineWide, cards, device_jail, disks, listen, shares, spawn_device};
+use plug::Plugs;
 
 /// First host uid given to hypervisor processes; the sandbox's PID is added, so that no two running
 /// VMs share one.
@@ -68,7 +72,16 @@ pub enum VmError {
     Disk(#[from] DiskError),
     /// The hypervisor could not be spawned.
     #[error("Failed to start the hypervisor")]
+    Start(#[source] HypervisorError),
+    /// It did not do as told.
+    #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
+    /// No device can come to the machine.
+    #[error(
+        "Devices cannot be plugged into this virtual machine while it runs: that takes hypervisor kvm or uml \
+         and a kernel of this version (`bulkhead doctor`)"
+    )]
+    Fixed,
 }
 
 fn step(step: &'static str) -> impl Fn(io::Error) -> VmError {
@@ -100,6 +113,9 @@ pub struct Vm {
     device: Arc<OwnedFd>,
     network: Mutex<Option<Network>>,
     relay: Mutex<Option<Relay>>,
+    /// The hypervisor's user.
+    uid: u32,
+    plugs: Plugs,
     // The processor counts as taken while the machine runs.
     _lease: Option<CpuLease>,
     /// What the machine costs; holds the driver's own lease and its way to the hypervisor.
@@ -222,7 +238,9 @@ impl Vm {
             console: console_write,
             bulkhead: own_executable(),
         };
-        let hypervisor = plan.choice.driver.launch(&machine, io)?;
+        let plugs = Plugs::after(machine.nets.len().max(machine.disks.len()));
+        let launched = plan.choice.driver.launch(&machine, io);
+        let hypervisor = launched.map_err(VmError::Start)?;
         timeline.since(Actor::Host, "spawn hypervisor", began);
         let hypervisor_pidfd = hypervisor
             .pidfd
@@ -273,6 +291,8 @@ impl Vm {
             device: device_pidfd,
             network: Mutex::new(network),
             relay: Mutex::new(None),
+            uid,
+            plugs,
             _lease: lease,
             meter,
         })
@@ -382,8 +402,34 @@ impl Vm {
         let Some(network) = network.as_mut() else {
             return Ok(None);
         };
-        let update = network.refresh()?;
+        let cards = if self.can_plug() {
+            Cards::Pluggable
+        } else {
+            Cards::Fixed
+        };
+        let update = network.refresh(cards)?;
         Ok((!update.is_empty()).then_some(update))
+    }
+
+    /// Undoes a card of [`Update::new`] that the machine could not be given.
+    pub fn forget_card(&self, mac: Mac) {
+        if let Some(network) = self.lock_network().as_mut() {
+            network.forget(mac);
+        }
+    }
+
+    /// Watches the container's network, if it has one; see [`Network::watch`].
+    ///
+    /// # Errors
+    /// When it cannot be watched.
+    pub fn watch_network(&self) -> Result<Option<Changes>, NetworkError> {
+        self.lock_network().as_ref().map(Network::watch).transpose()
+    }
+
+    /// Whether the name servers of the container's namespace are stood in for already.
+    #[must_use]
+    pub fn has_relay(&self) -> bool {
+        self.lock_relay().is_some()
     }
 
     /// Waits until the machine has ended and tells why.

@@ -35,6 +35,9 @@ impl AsRawFd for WatchedChannel {
 // SAFETY: the channel holds its socket in a private `OwnedFd` it never replaces.
 unsafe impl Owner for WatchedChannel {}
 
+// SAFETY: it owns its socket and never replaces it.
+unsafe impl Owner for bulkhead_network::Watch {}
+
 /// Registers a descriptor with the runtime, for reading and writing.
 ///
 /// Must be called within a runtime.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::arch::layout::{MMIO, MMIO_PAGE, SERIAL_PORT};
+use crate::arch::layout::{MMIO, MMIO_PAGE, MOST_DEVICES, SERIAL_PORT};
 use crate::serial::Serial;
 use crate::transport::{Registers, VhostUser};
 
@@ -34,31 +34,35 @@ pub(crate) enum Verdict {
 /// The console of the process, and the guest's interrupt for it.
 type Console = Serial<io::Stdout, Box<dyn FnMut() + Send>>;
 
+/// A place for a device.
+type Slot = Mutex<Option<Registers<VhostUser>>>;
+
 /// All devices of a machine.
 pub(crate) struct Bus {
     serial: Mutex<Console>,
-    devices: Vec<Mutex<Registers<VhostUser>>>,
+    slots: [Slot; MOST_DEVICES],
 }
 
 impl std::fmt::Debug for Bus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Bus")
-            .field("devices", &self.devices)
+            .field("slots", &self.slots)
             .finish_non_exhaustive()
     }
 }
 
 impl Bus {
     /// The serial port writes to standard output and interrupts by `interrupt`; `devices` have a page
-    /// each.
+    /// each, in the first [`MOST_DEVICES`] slots.
     pub(crate) fn new(interrupt: EventFd, devices: Vec<Registers<VhostUser>>) -> Self {
         let interrupt: Box<dyn FnMut() + Send> = Box::new(move || {
             // Full means that an interrupt is pending already.
             let _ = interrupt.write(1);
         });
+        let mut devices = devices.into_iter();
         Self {
             serial: Mutex::new(Serial::new(io::stdout(), interrupt)),
-            devices: devices.into_iter().map(Mutex::new).collect(),
+            slots: std::array::from_fn(|_| Mutex::new(devices.next())),
         }
     }
 
@@ -90,28 +94,58 @@ impl Bus {
     }
 
     pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) {
-        match self.device(address) {
-            Some((device, offset)) => lock(device).read(offset, bytes),
-            None => bytes.fill(0xff),
+        if let Some((slot, offset)) = self.slot(address)
+            && let Some(device) = lock(slot).as_ref()
+        {
+            device.read(offset, bytes);
+        } else {
+            bytes.fill(0xff);
         }
     }
 
     pub(crate) fn write(&self, address: u64, bytes: &[u8]) {
-        if let Some((device, offset)) = self.device(address) {
-            lock(device).write(offset, bytes);
+        if let Some((slot, offset)) = self.slot(address)
+            && let Some(device) = lock(slot).as_mut()
+        {
+            device.write(offset, bytes);
         }
     }
 
-    /// The registers of the balloon, if there is one.
-    pub(crate) fn balloon(&self) -> Option<MutexGuard<'_, Registers<VhostUser>>> {
-        let mut devices = self.devices.iter().map(lock);
-        devices.find(|device| device.backend().is_balloon())
+    /// Does something with the registers of the balloon, if there is one.
+    pub(crate) fn with_balloon<T>(
+        &self,
+        act: impl FnOnce(&mut Registers<VhostUser>) -> T,
+    ) -> Option<T> {
+        let mut slots = self.slots.iter().map(lock);
+        let is_balloon = |slot: &MutexGuard<'_, Option<Registers<VhostUser>>>| {
+            slot.as_ref()
+                .is_some_and(|device| device.backend().is_balloon())
+        };
+        let mut slot = slots.find(is_balloon)?;
+        slot.as_mut().map(act)
     }
 
-    fn device(&self, address: u64) -> Option<(&Mutex<Registers<VhostUser>>, u64)> {
+    /// The first slot without a device.
+    pub(crate) fn vacant(&self) -> Option<usize> {
+        self.slots.iter().position(|slot| lock(slot).is_none())
+    }
+
+    /// Puts a device into a slot.
+    pub(crate) fn put(&self, number: usize, device: Registers<VhostUser>) {
+        if let Some(slot) = self.slots.get(number) {
+            *lock(slot) = Some(device);
+        }
+    }
+
+    /// Takes the device out of a slot, if there is one.
+    pub(crate) fn take(&self, number: usize) -> Option<Registers<VhostUser>> {
+        lock(self.slots.get(number)?).take()
+    }
+
+    fn slot(&self, address: u64) -> Option<(&Slot, u64)> {
         let place = address.checked_sub(MMIO)?;
         let number = usize::try_from(place / MMIO_PAGE).ok()?;
-        Some((self.devices.get(number)?, place % MMIO_PAGE))
+        Some((self.slots.get(number)?, place % MMIO_PAGE))
     }
 
     fn serial<T>(&self, act: impl FnOnce(&mut Console) -> T) -> T {

@@ -1,17 +1,21 @@
 //! The channel by which a machine is commanded: one request, one answer, each one packet of JSON on a
-//! `SOCK_SEQPACKET` socket. Whoever closes it ends the machine.
+//! `SOCK_SEQPACKET` socket. A descriptor may come with a request. Whoever closes it ends the machine.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg,
+    socketpair,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::DeviceKind;
 use crate::counts::Metrics;
 
 /// Longest packet.
@@ -32,6 +36,10 @@ pub(crate) enum Request {
     Resize(u64),
     Memory,
     Registers,
+    /// The descriptor that comes with this is a connection to the back end of one more device.
+    Plug(DeviceKind),
+    /// The device of that number is no more.
+    Unplug(u8),
 }
 
 /// Its answers.
@@ -45,6 +53,8 @@ pub(crate) enum Answer {
     Memory(u64),
     /// A line for each processor.
     Registers(Vec<String>),
+    /// The number of the new device.
+    Plugged(u8),
     Refused(String),
 }
 
@@ -155,6 +165,28 @@ impl Client {
         }
     }
 
+    /// Gives the machine one more device, whose back end is at the other end of `connection`. Returns its
+    /// number; [`place_of`](crate::place_of) says what the guest's kernel has to be told.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause); [`ControlError::Refused`] when the machine has no place for one more, or
+    /// the back end does not answer as it should.
+    pub fn plug(&self, kind: DeviceKind, connection: OwnedFd) -> Result<u8, ControlError> {
+        match self.ask_with(Request::Plug(kind), Some(connection))? {
+            Answer::Plugged(number) => Ok(number),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Takes away the device of that `number`. The guest should have let go of it: its registers read as
+    /// nothing afterwards. Does nothing if there is none.
+    ///
+    /// # Errors
+    /// As [`pause`](Self::pause).
+    pub fn unplug(&self, number: u8) -> Result<(), ControlError> {
+        self.order(Request::Unplug(number))
+    }
+
     fn order(&self, request: Request) -> Result<(), ControlError> {
         match self.ask(request)? {
             Answer::Done => Ok(()),
@@ -163,11 +195,15 @@ impl Client {
     }
 
     fn ask(&self, request: Request) -> Result<Answer, ControlError> {
+        self.ask_with(request, None)
+    }
+
+    fn ask_with(&self, request: Request, fd: Option<OwnedFd>) -> Result<Answer, ControlError> {
         // A panic of another thread leaves at worst an answer unread, which is thrown away below.
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = vec![0; LONGEST];
         while recv(&*socket, &mut bytes[..], RecvFlags::DONTWAIT).is_ok_and(|(got, _)| got > 0) {}
-        write(&*socket, &request).map_err(ControlError::Channel)?;
+        send_order(&*socket, request, fd).map_err(ControlError::Channel)?;
         if !readable(&*socket, PATIENCE).map_err(ControlError::Channel)? {
             return Err(ControlError::Channel(io::ErrorKind::TimedOut.into()));
         }
@@ -197,6 +233,43 @@ pub(crate) fn write(socket: impl AsFd, packet: &impl Serialize) -> io::Result<()
     let bytes = serde_json::to_vec(packet)?;
     send(socket, &bytes, SendFlags::NOSIGNAL)?;
     Ok(())
+}
+
+fn send_order(socket: impl AsFd, request: Request, fd: Option<OwnedFd>) -> io::Result<()> {
+    let bytes = serde_json::to_vec(&request)?;
+    let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let packet = [IoSlice::new(&bytes)];
+    sendmsg(socket, &packet, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The next order and the descriptor that came with it; none at the end of the channel.
+pub(crate) fn read_order(socket: impl AsFd) -> io::Result<Option<(Request, Option<OwnedFd>)>> {
+    let mut bytes = vec![0; LONGEST];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?
+    .bytes;
+    let mut fd = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            fd = fds.last();
+        }
+    }
+    match bytes.get(..got) {
+        None | Some([]) => Ok(None),
+        Some(packet) => Ok(Some((serde_json::from_slice(packet)?, fd))),
+    }
 }
 
 /// The next packet; none at the end of the channel.
@@ -237,6 +310,25 @@ mod tests {
         });
         client.pause().unwrap();
         machine.join().unwrap();
+    }
+
+    #[test]
+    fn device_comes_with_its_connection() {
+        let (client, machine) = pair().unwrap();
+        let machine = thread::spawn(move || {
+            let order = read_order(&machine).unwrap().unwrap();
+            write(&machine, &Answer::Plugged(7)).unwrap();
+            order
+        });
+        let (connection, mut other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(client.plug(DeviceKind::Net, connection.into()).unwrap(), 7);
+        let (request, fd) = machine.join().unwrap();
+        assert_eq!(request, Request::Plug(DeviceKind::Net));
+        let mut carried = std::os::unix::net::UnixStream::from(fd.unwrap());
+        std::io::Write::write_all(&mut carried, b"x").unwrap();
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut other, &mut byte).unwrap();
+        assert_eq!(byte, *b"x");
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod serial;
 mod tiny;
 pub mod transport;
 
+pub use arch::boot::place_of;
 pub use config::{DeviceConfig, DeviceKind, VmmConfig};
 pub use counts::{ExitCounts, Metrics};
 pub use error::VmmError;

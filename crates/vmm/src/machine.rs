@@ -42,7 +42,7 @@ pub(crate) struct Parts {
 #[derive(Debug)]
 pub(crate) struct Machine {
     // Before the memory: a machine must not outlive what it runs in.
-    _vm: VmFd,
+    vm: VmFd,
     memory: Arc<Memory>,
     bus: Arc<Bus>,
     processors: Vec<Running>,
@@ -89,7 +89,7 @@ impl Machine {
         processor::block_signal()?;
         let features = vcpu::supported(&parts.kvm)?;
         let mut machine = Self {
-            _vm: vm,
+            vm,
             memory,
             bus: Arc::clone(&bus),
             processors: Vec::new(),
@@ -104,7 +104,7 @@ impl Machine {
         let mut ready = Vec::new();
         for number in 0..parts.vcpus {
             let fd = machine
-                ._vm
+                .vm
                 .create_vcpu(u64::from(number))
                 .map_err(VmmError::kvm("make a processor"))?;
             fd.set_cpuid2(&vcpu::numbered(&features, number, parts.vcpus))
@@ -188,16 +188,53 @@ impl Machine {
     pub(crate) fn resize(&self, bytes: u64) -> bool {
         let spare = self.memory.size().saturating_sub(bytes) / PAGE;
         let spare = u32::try_from(spare).unwrap_or(u32::MAX);
-        let balloon = self.bus.balloon();
-        balloon.is_some_and(|mut balloon| {
-            balloon.reconfigure(|device| device.want(spare));
-            true
-        })
+        let asked = self
+            .bus
+            .with_balloon(|balloon| balloon.reconfigure(|device| device.want(spare)));
+        asked.is_some()
+    }
+
+    /// Connects one more device; returns its number. The guest is to be told of it by whoever orders this.
+    ///
+    /// # Errors
+    /// When there is no place, or KVM or the back end refuses.
+    pub(crate) fn plug(&self, kind: DeviceKind, socket: UnixStream) -> Result<u8, VmmError> {
+        let number = self.bus.vacant().ok_or(VmmError::TooManyDevices {
+            count: layout::MOST_DEVICES.saturating_add(1),
+            most: layout::MOST_DEVICES,
+        })?;
+        let irq = layout::device_irq(number).ok_or(VmmError::TooManyDevices {
+            count: number.saturating_add(1),
+            most: layout::MOST_DEVICES,
+        })?;
+        let device = VhostUser::connect(kind, socket, Arc::clone(&self.memory))?;
+        let address = layout::device_address(number);
+        device.wire(&self.vm, address, irq).inspect_err(|_| {
+            // What was not wired yet cannot be unwired, which is as it should be.
+            let _ = device.unwire(&self.vm, address, irq);
+        })?;
+        self.bus.put(number, Registers::new(device));
+        Ok(u8::try_from(number).unwrap_or(u8::MAX))
+    }
+
+    /// Disconnects a device, if there is one of that number.
+    ///
+    /// # Errors
+    /// When KVM refuses; the device is gone all the same.
+    pub(crate) fn unplug(&self, number: u8) -> Result<(), VmmError> {
+        let number = usize::from(number);
+        match (self.bus.take(number), layout::device_irq(number)) {
+            (Some(device), Some(irq)) => {
+                let address = layout::device_address(number);
+                device.backend().unwire(&self.vm, address, irq)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// How much memory the guest has, bytes: without what it says it has given away.
     pub(crate) fn memory_size(&self) -> u64 {
-        let given = self.bus.balloon().map(|balloon| balloon.backend().given());
+        let given = self.bus.with_balloon(|balloon| balloon.backend().given());
         let given = u64::from(given.unwrap_or(0)).saturating_mul(PAGE);
         self.memory.size().saturating_sub(given)
     }

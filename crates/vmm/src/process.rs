@@ -111,8 +111,8 @@ fn command(machine: &Machine, control: &OwnedFd) -> Result<End, VmmError> {
         if !order {
             continue;
         }
-        match control::read(control.as_fd()) {
-            Ok(Some(request)) => control::write(control, &obey(machine, request))
+        match control::read_order(control.as_fd()) {
+            Ok(Some((request, fd))) => control::write(control, &obey(machine, request, fd))
                 .map_err(failed("answer an order"))?,
             Ok(None) => return Ok(End::Abandoned),
             Err(source) => return Err(failed("read an order")(source)),
@@ -120,7 +120,7 @@ fn command(machine: &Machine, control: &OwnedFd) -> Result<End, VmmError> {
     }
 }
 
-fn obey(machine: &Machine, request: Request) -> Answer {
+fn obey(machine: &Machine, request: Request, fd: Option<OwnedFd>) -> Answer {
     match request {
         Request::Pause if machine.pause() => Answer::Done,
         Request::Pause => {
@@ -137,6 +137,19 @@ fn obey(machine: &Machine, request: Request) -> Answer {
         Request::Memory => Answer::Memory(machine.memory_size()),
         Request::Registers => Answer::Registers(machine.registers()),
         Request::Metrics => Answer::Metrics(machine.metrics()),
+        Request::Plug(kind) => {
+            let Some(fd) = fd else {
+                return Answer::Refused("no connection came with the device".to_owned());
+            };
+            match machine.plug(kind, fd.into()) {
+                Ok(number) => Answer::Plugged(number),
+                Err(error) => Answer::Refused(crate::error::chain(&error)),
+            }
+        }
+        Request::Unplug(number) => match machine.unplug(number) {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::Refused(crate::error::chain(&error)),
+        },
     }
 }
 

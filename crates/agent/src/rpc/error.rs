@@ -4,6 +4,7 @@ use bulkhead_agent_api::StartFailure;
 use ttrpc::{Code, get_status};
 
 use crate::container::{ContainerError, Failure, FailureKind};
+use crate::devices::DeviceError;
 use crate::disks::DiskError;
 use crate::dns::DnsError;
 use crate::end::Chain;
@@ -48,6 +49,9 @@ pub enum RpcError {
     /// The network could not be configured.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A device cannot come or go.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
     /// A disk of the container cannot be found.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -102,8 +106,10 @@ impl RpcError {
             Self::Process(ProcessError::Ended) => Code::NOT_FOUND,
             Self::Process(ProcessError::Started | ProcessError::NoTerminal)
             | Self::Running { .. } => Code::FAILED_PRECONDITION,
-            Self::Container(ContainerError::Unsupported { .. }) => Code::UNIMPLEMENTED,
+            Self::Container(ContainerError::Unsupported { .. })
+            | Self::Devices(DeviceError::Unable { .. }) => Code::UNIMPLEMENTED,
             Self::Container(ContainerError::Invalid { .. })
+            | Self::Devices(DeviceError::Driver { .. })
             | Self::Network(NetworkError::Value { .. })
             | Self::Stream(StreamError::Size { .. }) => Code::INVALID_ARGUMENT,
             Self::Stream(StreamError::Connect { .. }) => Code::UNAVAILABLE,

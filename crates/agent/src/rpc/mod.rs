@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bulkhead_agent_api::messages::{
-    ContainerRequest, CreateContainerRequest, Empty, ExecRequest, ExitResponse, InfoRequest,
-    InfoResponse, NetworkRequest, ProcessRequest, ProcessResponse, ProcessesResponse,
+    ContainerRequest, CreateContainerRequest, DevicesRequest, Empty, ExecRequest, ExitResponse,
+    InfoRequest, InfoResponse, NetworkRequest, ProcessRequest, ProcessResponse, ProcessesResponse,
     ResizeRequest, SignalRequest, Span, StatsResponse, UpdateContainerRequest,
 };
 use bulkhead_agent_api::{Agent, create_agent};
@@ -153,6 +153,12 @@ impl Agent for Service {
 
     async fn configure_network(&self, _: &TtrpcContext, request: NetworkRequest) -> Answer<Empty> {
         Ok(network::configure(&request).await?)
+    }
+
+    async fn change_devices(&self, _: &TtrpcContext, request: DevicesRequest) -> Answer<Empty> {
+        let changed = crate::devices::change(&request.come, &request.go);
+        changed.map_err(RpcError::from)?;
+        Ok(Empty::new())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {

@@ -13,3 +13,9 @@ pub const SECTOR: u64 = 512;
 
 /// Length of the name the guest can ask a disk for, bytes.
 pub const SERIAL_LEN: usize = 20;
+
+/// The name by which the guest tells its `number`th disk.
+#[must_use]
+pub fn serial(number: u32) -> String {
+    format!("bulkhead-{number}")
+}

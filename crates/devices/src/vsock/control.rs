@@ -6,6 +6,8 @@
 //! [`Request::Expect`] or [`Request::Connect`] ends in exactly one [`Event::Closed`] or
 //! [`Event::Refused`] as long as the device process lives.
 
+mod plugged;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -16,6 +18,8 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
     sendmsg, socketpair,
 };
+
+pub use plugged::{Plug, Plugged, Slot};
 
 /// Length of every message in bytes.
 const MESSAGE_LEN: usize = 16;
@@ -61,6 +65,11 @@ pub enum Request {
     /// Write what all devices of the process have done to the pipe that follows, and close it; see
     /// [`crate::tally::Work`].
     Count,
+    /// Serve one more device to whoever connects to the listening socket that follows; after it comes what
+    /// is behind the device, a tap or what a disk holds.
+    Plug(Plugged),
+    /// Serve that device no longer, whatever the guest still wants of it.
+    Unplug(Slot),
 }
 
 /// What the device tells the sandbox process.
@@ -107,6 +116,8 @@ impl Request {
             } => (EXPECT, port, 0, reader, writer),
             Request::Cancel { port } => (CANCEL, port, 0, false, false),
             Request::Count => (COUNT, 0, 0, false, true),
+            Request::Plug(device) => return device.encode(),
+            Request::Unplug(slot) => return slot.encode(),
             Request::Connect {
                 guest_port,
                 local_port,
@@ -120,6 +131,12 @@ impl Request {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (tag, flags, port, other) = unpack(bytes)?;
+        if let Some(device) = Plugged::decode((tag, flags, port, other)) {
+            return Some(Request::Plug(device));
+        }
+        if let Some(slot) = Slot::decode((tag, flags, port, other)) {
+            return Some(Request::Unplug(slot));
+        }
         let (reader, writer) = (flags & 1 != 0, flags & 2 != 0);
         let other = u32::try_from(other).ok()?;
         match (tag, flags, other) {
@@ -145,8 +162,9 @@ impl Request {
             Request::Expect { reader, writer, .. } | Request::Connect { reader, writer, .. } => {
                 usize::from(reader) + usize::from(writer)
             }
-            Request::Cancel { .. } => 0,
+            Request::Cancel { .. } | Request::Unplug(_) => 0,
             Request::Count => 1,
+            Request::Plug(_) => 2,
         }
     }
 }
@@ -287,9 +305,9 @@ impl AsRawFd for HostChannel {
 /// The descriptors that came with a request.
 #[derive(Debug, Default)]
 pub struct Ends {
-    /// Bytes from here go to the guest.
+    /// Bytes from here go to the guest; the socket of a device that is plugged.
     pub reader: Option<OwnedFd>,
-    /// Bytes of the guest go here.
+    /// Bytes of the guest go here; what is behind a device that is plugged.
     pub writer: Option<OwnedFd>,
 }
 
@@ -337,14 +355,16 @@ impl DeviceChannel {
         }
         let mut fds = fds.into_iter();
         let mut ends = Ends::default();
-        if let Request::Expect { reader, writer, .. } | Request::Connect { reader, writer, .. } =
-            request
-        {
-            ends.reader = if reader { fds.next() } else { None };
-            ends.writer = if writer { fds.next() } else { None };
-        } else {
-            ends.writer = fds.next();
-        }
+        let (reader, writer) = match request {
+            Request::Expect { reader, writer, .. } | Request::Connect { reader, writer, .. } => {
+                (reader, writer)
+            }
+            Request::Cancel { .. } | Request::Unplug(_) => (false, false),
+            Request::Count => (false, true),
+            Request::Plug(_) => (true, true),
+        };
+        ends.reader = if reader { fds.next() } else { None };
+        ends.writer = if writer { fds.next() } else { None };
         Ok(Inbox::Request(request, ends))
     }
 
@@ -553,6 +573,20 @@ mod tests {
         fn request_encoded_decodes_to_itself(guest_port: u32, local_port: u32, reader: bool, writer: bool) {
             let request = Request::Connect { guest_port, local_port, reader, writer };
             prop_assert_eq!(Request::decode(&request.encode()), Some(request));
+        }
+
+        #[test]
+        fn device_encoded_decodes_to_itself(number: u32, mac: [u8; 6], mtu in 1_u16.., read_only: bool) {
+            let devices = [
+                Plugged::Net { number, mac, mtu: Some(mtu) },
+                Plugged::Net { number, mac, mtu: None },
+                Plugged::Block { number, read_only },
+            ];
+            for device in devices {
+                for request in [Request::Plug(device), Request::Unplug(device.slot())] {
+                    prop_assert_eq!(Request::decode(&request.encode()), Some(request));
+                }
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use virtio_queue::{Error as QueueError, QueueOwnedT, QueueT};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
+use super::control::Plug;
 use super::mux::Mux;
 use crate::config_space;
 use crate::guest::Segments;
@@ -51,10 +52,11 @@ impl Vsock {
         }
     }
 
-    /// Has the sandbox process told of `tallies`, and of its own, when it asks.
-    pub fn tell_of(&mut self, mut tallies: Tallies) {
-        tallies.add(Self::NAME, &self.tally);
-        self.mux.tell_of(tallies);
+    /// Does what the sandbox process asks for beside streams: it is told of `tallies`, and of those of this
+    /// device, and further devices are served by `plug`.
+    pub fn attend_to(&mut self, mut tallies: Tallies, plug: Box<dyn Plug>) {
+        tallies.add((Self::NAME.to_owned(), Arc::clone(&self.tally)));
+        self.mux.attend_to(tallies, plug);
     }
 
     /// Moves packets both ways, within the budget; asks to be called again if that was not all.

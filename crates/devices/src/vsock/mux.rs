@@ -16,7 +16,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::connection::{Connection, Fill};
-use super::control::{DeviceChannel, Event};
+use super::control::{DeviceChannel, Event, Plug};
 use super::host::{Direction, HostFd};
 use super::packet::{HEADER_BYTES, HEADER_LEN, Header, Junk, Op, Pair};
 use super::stream::{Incoming, Stream};
@@ -62,6 +62,7 @@ pub struct Mux {
     guest_gone: bool,
     warned: bool,
     tallies: Tallies,
+    plug: Option<Box<dyn Plug>>,
 }
 
 impl Mux {
@@ -101,14 +102,16 @@ impl Mux {
             guest_gone: false,
             warned: false,
             tallies: Tallies::default(),
+            plug: None,
         };
         mux.tell(Event::Ready);
         Ok(mux)
     }
 
-    /// What the sandbox process is told when it asks for counts.
-    pub fn tell_of(&mut self, tallies: Tallies) {
+    /// What the sandbox process is told when it asks for counts, and who serves further devices.
+    pub fn attend_to(&mut self, tallies: Tallies, plug: Box<dyn Plug>) {
         self.tallies = tallies;
+        self.plug = Some(plug);
     }
 
     /// Becomes readable when [`Self::host_events`] has work.

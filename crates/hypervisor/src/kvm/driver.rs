@@ -2,9 +2,10 @@
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use bulkhead_jail::{Command, Jail, JailError, Namespaces, Profile};
-use bulkhead_kernels::Flavour;
+use bulkhead_kernels::{Flavour, Kernel};
 use bulkhead_vmm::control::{self, Client, ControlError};
 use bulkhead_vmm::{DeviceConfig, DeviceKind, VmmConfig};
 
@@ -12,7 +13,10 @@ pub use bulkhead_vmm::Metrics as MachineStatistics;
 
 use crate::cpu::CpuLease;
 use crate::driver::{BackEnds, Measurable, Pausable, Resizable};
-use crate::{Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
+use crate::{
+    Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, PlugKind, Pluggable, Plugged, Vm,
+    launch,
+};
 
 pub(crate) const MAX_VCPUS: u32 = bulkhead_vmm::MAX_VCPUS as u32;
 
@@ -92,6 +96,10 @@ impl Driver for BuiltIn {
         true
     }
 
+    fn can_plug(&self, kernel: &Kernel) -> bool {
+        launch::takes_devices(kernel)
+    }
+
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {
         let memory_mib = launch::check(self, machine)?;
         let patches = &machine.kernel.manifest.patches;
@@ -150,6 +158,7 @@ impl Driver for BuiltIn {
             control: Some(Box::new(Commanded {
                 client,
                 has_balloon: machine.balloon_socket.is_some(),
+                can_plug: self.can_plug(&machine.kernel),
             })),
             cpu: machine.cpu.map(CpuLease::given),
         })
@@ -216,11 +225,37 @@ impl Resizable for Client {
     }
 }
 
-/// The channel to a machine with a balloon or without.
+impl Pluggable for Client {
+    fn plug(&self, kind: PlugKind, socket: &Path) -> Result<Plugged, HypervisorError> {
+        let kind = match kind {
+            PlugKind::Net => DeviceKind::Net,
+            PlugKind::Block => DeviceKind::Block,
+        };
+        let connection = launch::connect(socket)?;
+        let number = Client::plug(self, kind, connection).map_err(failed("plug a device into"))?;
+        let number = usize::from(number);
+        Ok(Plugged {
+            driver: "virtio-mmio",
+            words: bulkhead_vmm::place_of(number).unwrap_or_default(),
+            name: format!("virtio-mmio.{number}"),
+            number,
+        })
+    }
+
+    fn unplug(&self, device: &Plugged) -> Result<(), HypervisorError> {
+        match u8::try_from(device.number) {
+            Ok(number) => Client::unplug(self, number).map_err(failed("unplug a device of")),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// The channel to a machine with a balloon or without, with a kernel that takes devices or does not.
 #[derive(Debug)]
 struct Commanded {
     client: Client,
     has_balloon: bool,
+    can_plug: bool,
 }
 
 impl crate::driver::Control for Commanded {
@@ -234,5 +269,9 @@ impl crate::driver::Control for Commanded {
 
     fn as_resizable(&self) -> Option<&dyn Resizable> {
         self.has_balloon.then_some(&self.client)
+    }
+
+    fn as_pluggable(&self) -> Option<&dyn Pluggable> {
+        self.can_plug.then_some(&self.client)
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_jail::exec::ExecConfig;
 use bulkhead_jail::{Jail, Profile, Root};
-use bulkhead_kernels::Flavour;
+use bulkhead_kernels::{Flavour, Kernel};
 
 use crate::cpu::CpuLease;
 use crate::{BackEnds, Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
@@ -108,6 +108,10 @@ impl Driver for Qemu {
 
     fn has_huge_pages(&self) -> bool {
         true
+    }
+
+    fn can_plug(&self, _kernel: &Kernel) -> bool {
+        false
     }
 
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {

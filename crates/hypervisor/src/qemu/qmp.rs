@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::driver::Control;
-use crate::{HypervisorError, Measurable, Pausable, Resizable};
+use crate::{HypervisorError, Measurable, Pausable, Pluggable, Resizable};
 
 /// How long QEMU may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -114,6 +114,11 @@ impl Control for Monitor {
 
     fn as_resizable(&self) -> Option<&dyn Resizable> {
         self.has_balloon.then_some(self)
+    }
+
+    /// The buses of a microvm take no device once it runs.
+    fn as_pluggable(&self) -> Option<&dyn Pluggable> {
+        None
     }
 }
 

@@ -4,8 +4,8 @@ use super::{FS_SOCKET, INITRAMFS, SCRATCH, VSOCK_SOCKET, disk_socket, net_socket
 use crate::Machine;
 
 /// Virtio device types (virtio 1.2, section 5).
-const VIRTIO_NET: u32 = 1;
-const VIRTIO_BLOCK: u32 = 2;
+pub(super) const VIRTIO_NET: u32 = 1;
+pub(super) const VIRTIO_BLOCK: u32 = 2;
 const VIRTIO_VSOCK: u32 = 19;
 const VIRTIO_FS: u32 = 26;
 

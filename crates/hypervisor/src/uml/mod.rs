@@ -5,15 +5,18 @@
 //! that can do no more than any process; it holds for a guest that has taken its kernel over.
 
 mod cmdline;
+mod plug;
 
 use std::path::Path;
 
 use bulkhead_jail::exec::ExecConfig;
 use bulkhead_jail::{Entry, Jail, Profile, Root};
-use bulkhead_kernels::Flavour;
+use bulkhead_kernels::{Flavour, Kernel};
 
 use crate::cpu::CpuLease;
 use crate::{BackEnds, Driver, HypervisorError, Isolation, Kind, LaunchIo, Machine, Vm, launch};
+
+use plug::Sockets;
 
 pub(crate) const MAX_VCPUS: u32 = 1;
 
@@ -85,6 +88,10 @@ impl Driver for Uml {
         false
     }
 
+    fn can_plug(&self, kernel: &Kernel) -> bool {
+        launch::takes_devices(kernel)
+    }
+
     fn launch(&self, machine: &Machine, io: LaunchIo) -> Result<Vm, HypervisorError> {
         let memory_mib = launch::check(self, machine)?;
         // Tracer and traced take turns: on two processors each system call costs four times more.
@@ -98,10 +105,13 @@ impl Driver for Uml {
             processes: Some(processes(memory_mib)),
         };
         let child = launch::start(&config, io.bulkhead, io.console, Vec::new())?;
+        let sockets = Sockets::new(machine, &child.pidfd)?;
         Ok(Vm {
             pid: child.pid,
             pidfd: child.pidfd,
-            control: None,
+            control: self
+                .can_plug(&machine.kernel)
+                .then_some(Box::new(sockets) as _),
             cpu,
         })
     }

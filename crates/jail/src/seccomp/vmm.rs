@@ -16,6 +16,8 @@ const READ: u64 = 2;
 const RUN: u64 = request(NONE, 0, 0x80);
 const GET_REGS: u64 = request(READ, 144, 0x81);
 const GET_SREGS: u64 = request(READ, 312, 0x83);
+const IRQFD: u64 = request(WRITE, 32, 0x76);
+const IOEVENTFD: u64 = request(WRITE, 64, 0x79);
 
 /// What makes a machine, its memory, controllers and processors.
 const MAKE: [u64; 23] = [
@@ -29,9 +31,9 @@ const MAKE: [u64; 23] = [
     request(NONE, 0, 0x47),         // SET_TSS_ADDR
     request(WRITE, 8, 0x48),        // SET_IDENTITY_MAP_ADDR
     request(NONE, 0, 0x60),         // CREATE_IRQCHIP
-    request(WRITE, 32, 0x76),       // IRQFD
-    request(WRITE, 64, 0x79),       // IOEVENTFD
-    request(WRITE, 144, 0x82),      // SET_REGS
+    IRQFD,
+    IOEVENTFD,
+    request(WRITE, 144, 0x82), // SET_REGS
     GET_SREGS,
     request(WRITE, 312, 0x84),  // SET_SREGS
     request(WRITE, 8, 0x89),    // SET_MSRS
@@ -134,10 +136,11 @@ pub(super) fn processor() -> Result<Lists, seccompiler::BackendError> {
     })
 }
 
-/// The thread that takes orders.
+/// The thread that takes orders. A device that is plugged has events, which it connects.
 pub(super) fn control() -> Result<Lists, seccompiler::BackendError> {
     let mut lines = common();
-    lines.extend(any(&[libc::SYS_poll, libc::SYS_ppoll]));
+    lines.extend(any(&[libc::SYS_poll, libc::SYS_ppoll, libc::SYS_eventfd2]));
+    lines.push(one_of(libc::SYS_ioctl, 1, &[IRQFD, IOEVENTFD])?);
     Ok(Lists {
         allowed: lines,
         refused: refused(),

@@ -21,14 +21,6 @@ pub struct Disk {
     pub read_only: bool,
 }
 
-impl Disk {
-    /// The name by which the guest tells its `number`th disk.
-    #[must_use]
-    pub fn serial(number: usize) -> String {
-        format!("bulkhead-{number}")
-    }
-}
-
 /// The block devices of a configuration, each number once. A container that may use every device
 /// gets the guest's, and none of the host's.
 #[must_use]

@@ -48,7 +48,7 @@ impl Sandbox {
             bundle: plan.bundle.dir.display().to_string(),
             stdio: Some(ports).into(),
             interfaces,
-            disks: crate::disks::messages(&plan.disks),
+            disks: crate::disks::messages(&plan.disks, &plan.disk_numbers),
             ..Default::default()
         };
         let limit = Duration::from_secs(plan.config.start_timeout_s);

@@ -1,5 +1,7 @@
 //! How a sandbox ends: in order, with its machine, on request, or because its command died.
 
+use bulkhead_devices::vsock::control::Slot;
+
 use super::*;
 
 impl Sandbox {
@@ -32,9 +34,13 @@ impl Sandbox {
         if self.pod.move_out(self.request.id.as_str()) {
             vm.kill().await;
         } else {
-            if let Boot::Up(_, plan) = &*self.boot.borrow() {
-                vm.unshare(plan);
-            }
+            let plan = match &*self.boot.borrow() {
+                Boot::Up(_, plan) => plan.clone(),
+                Boot::Pending | Boot::Failed(_) => return,
+            };
+            vm.unshare(&plan);
+            let disks = plan.disk_numbers.iter().map(|number| Slot::Block(*number));
+            self.unplug(vm, disks.collect()).await;
         }
     }
 

@@ -1,8 +1,8 @@
 //! `start`: a created process runs, and is followed to its end.
 
+use bulkhead_network::Watch;
+
 use super::*;
-use crate::dns::Relay;
-use crate::network;
 
 impl Sandbox {
     /// Lets a created process run. Returns the PID the engine sees.
@@ -23,19 +23,25 @@ impl Sandbox {
             return Err(self.wrong_state("start", process.status()));
         }
         let began = now_ns();
-        if let Err(error) = self.start_in_guest(&vm, &plan).await {
-            self.start_failed(&error).await;
-            process.ended(Exit {
-                code: VM_DIED,
-                at_ns: 0,
-                oom_killed: false,
-                signal: 0,
-            });
-            return Err(error);
-        }
+        let changes = match self.start_in_guest(&vm, &plan).await {
+            Ok(changes) => changes,
+            Err(error) => {
+                self.start_failed(&error).await;
+                process.ended(Exit {
+                    code: VM_DIED,
+                    at_ns: 0,
+                    oom_killed: false,
+                    signal: 0,
+                });
+                return Err(error);
+            }
+        };
         process.set_status(Status::Running);
         self.span(Actor::Host, "start the program", began);
         self.update(|state| state.status = Status::Running)?;
+        if let Some(changes) = changes {
+            self.follow_network(&vm, &plan, &process, changes);
+        }
         self.follow(vm, process);
         // A hook may call for a verb of its own.
         drop(one_at_a_time);
@@ -48,34 +54,13 @@ impl Sandbox {
         Ok(self.engine_pid())
     }
 
-    async fn start_in_guest(&self, vm: &Vm, plan: &Plan) -> Result<(), SandboxError> {
-        self.complete_network(vm, plan).await?;
+    /// Returns what is told of changes of the container's network from now on.
+    async fn start_in_guest(&self, vm: &Vm, plan: &Plan) -> Result<Option<Watch>, SandboxError> {
+        let changes = self.complete_network(vm, plan).await?;
         let request = self.process_request("");
         let call = vm.agent.start(Context::default(), &request);
-        self.ask(vm, "start the process", call).await.map(drop)
-    }
-
-    /// Tells the guest what came to the container's network after it was created.
-    async fn complete_network(&self, vm: &Vm, plan: &Plan) -> Result<(), SandboxError> {
-        plan.check_apart()?;
-        if self.pod.has_others(self.request.id.as_str()) && plan.netns.is_none() {
-            return Ok(());
-        }
-        let update = vm.refresh_network()?;
-        let resolvers = relay_names(vm, plan)?;
-        if update.is_none() && resolvers.is_empty() {
-            return Ok(());
-        }
-        let update = update.unwrap_or_default();
-        let request = messages::NetworkRequest {
-            interfaces: update.changes.iter().map(network::message).collect(),
-            unused: update.unused.iter().map(|card| card.to_vec()).collect(),
-            resolvers,
-            ..Default::default()
-        };
-        let call = vm.agent.configure_network(Context::default(), &request);
-        self.ask(vm, "configure the network", call).await?;
-        Ok(())
+        self.ask(vm, "start the process", call).await?;
+        Ok(changes)
     }
 
     /// Starts a further process; returns its PID in the guest.
@@ -218,23 +203,4 @@ impl Sandbox {
             tracing::warn!("Failed to make {}: {error}", file.display());
         }
     }
-}
-
-/// Lets the guest ask the name servers that only the container's namespace has. An engine may have
-/// written their addresses after the container was created.
-fn relay_names(vm: &Vm, plan: &Plan) -> Result<Vec<messages::Resolver>, SandboxError> {
-    let Some(netns) = &plan.netns else {
-        return Ok(Vec::new());
-    };
-    let servers = bulkhead_oci::loopback_name_servers(&plan.bundle, &plan.guest);
-    let servers = servers.unwrap_or_else(|error| {
-        tracing::warn!("Failed to read the container's resolv.conf: {error}");
-        Vec::new()
-    });
-    if servers.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (relay, resolvers) = Relay::start(netns, &servers, &vm.channel)?;
-    vm.keep_relay(relay);
-    Ok(resolvers)
 }

@@ -109,13 +109,13 @@ pub(super) fn spawn_device(
         fds.extend([(card.listener, listener_fd), (card.port.tap, tap_fd)]);
     }
     let mut blocks = Vec::with_capacity(disks.len());
-    for (number, (disk, listener_fd)) in disks.into_iter().zip(pairs).enumerate() {
+    for (number, (disk, listener_fd)) in (0_u32..).zip(disks.into_iter().zip(pairs)) {
         let file_fd = listener_fd.saturating_add(1);
         blocks.push(BlockConfig {
             listener_fd,
             file_fd,
             read_only: disk.read_only,
-            serial: Disk::serial(number),
+            serial: bulkhead_devices::block::serial(number),
         });
         fds.extend([(disk.listener, listener_fd), (disk.file.into(), file_fd)]);
     }

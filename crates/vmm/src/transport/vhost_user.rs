@@ -125,6 +125,24 @@ impl VhostUser {
             .map_err(VmmError::kvm("connect the interrupt of a device"))
     }
 
+    /// Undoes [`wire`](Self::wire).
+    ///
+    /// # Errors
+    /// [`VmmError::Kvm`], after all has been tried.
+    pub(crate) fn unwire(&self, vm: &VmFd, address: u64, irq: u32) -> Result<(), VmmError> {
+        let mut result = vm
+            .unregister_irqfd(&self.interrupt, irq)
+            .map_err(VmmError::kvm("disconnect the interrupt of a device"));
+        for (number, kick) in (0_u32..).zip(&self.kicks) {
+            let register = IoEventAddress::Mmio(address.saturating_add(QUEUE_NOTIFY));
+            let unwatched = vm
+                .unregister_ioevent(kick, &register, number)
+                .map_err(VmmError::kvm("forget the kicks of a ring"));
+            result = result.and(unwatched);
+        }
+        result
+    }
+
     fn ring_size(&self) -> u16 {
         match self.kind {
             DeviceKind::Vsock => VSOCK_RING_SIZE,

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
 use super::{BATCH, CONTROL, MAX_STREAMS, Mux, connection};
-use crate::vsock::control::{Ends, Event, Inbox, Request};
+use crate::vsock::control::{Ends, Event, Inbox, Plugged, Request};
 use crate::vsock::host::{Direction, HostError, HostFd};
 use crate::vsock::packet::Pair;
 use crate::vsock::stream::Stream;
@@ -76,11 +76,31 @@ impl Mux {
                 }
             }
             Request::Cancel { port } => self.cancel(port),
+            Request::Plug(device) => self.plug(device, ends),
+            Request::Unplug(slot) => {
+                if let Some(plug) = self.plug.as_mut() {
+                    plug.unplug(slot);
+                }
+            }
             Request::Count => {
                 if let Some(Err(e)) = ends.writer.map(|writer| self.tallies.tell(writer)) {
                     log::warn!("vsock: the counts of the devices could not be told: {e}");
                 }
             }
+        }
+    }
+
+    fn plug(&mut self, device: Plugged, ends: Ends) {
+        let (Some(plug), Some(socket), Some(medium)) =
+            (self.plug.as_mut(), ends.reader, ends.writer)
+        else {
+            log::error!("vsock: there is nobody to serve {device:?}");
+            return;
+        };
+        // If it fails the hypervisor finds its socket closed, and says so.
+        match plug.plug(device, socket, medium) {
+            Ok(served) => self.tallies.add(served),
+            Err(e) => log::error!("vsock: cannot serve {device:?}: {e}"),
         }
     }
 

@@ -231,9 +231,16 @@ fn enter_tables(memory: &Memory) -> Result<(), VmmError> {
 
 /// The words that tell the kernel of a virtio device.
 pub(crate) fn device_word(number: usize) -> Option<String> {
+    place_of(number).map(|place| format!("virtio_mmio.device={place}"))
+}
+
+/// Where the `number`th device is, as the kernel's driver wants to be told: size, address, interrupt,
+/// number. None of a number no device of a machine has.
+#[must_use]
+pub fn place_of(number: usize) -> Option<String> {
     let irq = layout::device_irq(number)?;
     let address = layout::device_address(number);
-    Some(format!("virtio_mmio.device=4K@{address:#x}:{irq}"))
+    Some(format!("4K@{address:#x}:{irq}:{number}"))
 }
 
 #[cfg(test)]
