@@ -113,6 +113,7 @@ pub struct Vm {
     device: Arc<OwnedFd>,
     network: Mutex<Option<Network>>,
     relay: Mutex<Option<Relay>>,
+    undoing: tokio::sync::Mutex<()>,
     /// The hypervisor's user.
     uid: u32,
     plugs: Plugs,
@@ -291,6 +292,7 @@ impl Vm {
             device: device_pidfd,
             network: Mutex::new(network),
             relay: Mutex::new(None),
+            undoing: tokio::sync::Mutex::default(),
             uid,
             plugs,
             _lease: lease,
@@ -343,6 +345,8 @@ impl Vm {
         for pidfd in self.pidfds.iter().rev() {
             kill(pidfd);
         }
+        // Who comes second waits for the first: it may go on only when the network is undone.
+        let _one_at_a_time = self.undoing.lock().await;
         drop(self.lock_relay().take());
         let network = self.lock_network().take();
         if let Some(network) = network {

@@ -17,6 +17,7 @@ docker_suite! {
         bridge_gives_an_address_and_a_route,
         containers_reach_each_other_by_address,
         containers_reach_each_other_by_name,
+        networks_are_connected_to_a_running_container_and_disconnected,
         services_of_a_compose_file_reach_each_other_by_name;
     newer:
         published_port_is_reached,
@@ -94,6 +95,36 @@ fn containers_reach_each_other_by_name(docker: &Docker) {
 
     assert_eq!(output.text(), "hello");
     docker.docker(&["rm", "--force", &server]).expect_code(0);
+    docker.docker(&["network", "rm", &network]).expect_code(0);
+}
+
+fn networks_are_connected_to_a_running_container_and_disconnected(docker: &Docker) {
+    let network = docker.test.new_id();
+    docker
+        .docker(&["network", "create", &network])
+        .expect_code(0);
+    let option = format!("--network={network}");
+    let server = docker.detached(&[&option, "--network-alias", "server"], SERVING);
+    wait_until_ready(docker, &server);
+    let script = "echo ready; until nc -w 5 server 80 </dev/null | grep hello; do sleep 0.1; done
+                  while [ -e /sys/class/net/eth1 ]; do sleep 0.1; done; echo gone; sleep 1000";
+    let client = docker.detached(&["--network=bridge"], script);
+    let mut logs = docker.command(["logs", "--follow", &client]).spawn();
+    logs.line_is("ready");
+
+    // Only with this network are there names.
+    docker
+        .docker(&["network", "connect", &network, &client])
+        .expect_code(0);
+    logs.line_is("hello");
+    docker
+        .docker(&["network", "disconnect", &network, &client])
+        .expect_code(0);
+
+    logs.line_is("gone");
+    for name in [&server, &client] {
+        docker.docker(&["rm", "--force", name]).expect_code(0);
+    }
     docker.docker(&["network", "rm", &network]).expect_code(0);
 }
 

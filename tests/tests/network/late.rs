@@ -3,11 +3,18 @@
 use std::fs;
 use std::path::PathBuf;
 
-use bulkhead_tests::{Bundle, Output, Test, wait};
+use bulkhead_tests::{Bundle, Output, Test, tests_on, wait};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::join;
 use crate::wire::{AROUND, Wire};
+
+// Where cards come to a running machine there is one for each.
+tests_on!(
+    qemu,
+    run_beside,
+    [interfaces_that_come_too_many_are_refused_by_name]
+);
 
 /// A container that was created and not started; it is deleted when dropped.
 struct Created<'t> {
@@ -118,7 +125,27 @@ pub fn addresses_that_come_before_start_are_there(test: &Test) {
     assert!(text.contains("1 packets received"), "{text}");
 }
 
-pub fn interfaces_that_come_too_many_are_refused_by_name(test: &Test) {
+pub fn interfaces_that_come_before_start_are_all_there(test: &Test) {
+    let wire = Wire::new();
+    let script = format!("ls /sys/class/net; ping -c 1 -W 20 {AROUND}");
+    let created = Created::new(test, Some(&wire), &script);
+    wire.add_veth("late0", "");
+    wire.add_veth("late1", "");
+    // One that was there at `create` is not any more.
+    wire.inside("link set eth0 down");
+    wire.inside("link set eth0 name early0");
+    wire.inside("link set early0 up");
+    wire.inside(&format!("route replace default via {AROUND}"));
+
+    created.start().expect_code(0);
+
+    let text = created.finish();
+    let names: Vec<&str> = text.lines().take(4).collect();
+    assert_eq!(names, ["early0", "late0", "late1", "lo"], "{text}");
+    assert!(text.contains("1 packets received"), "{text}");
+}
+
+fn interfaces_that_come_too_many_are_refused_by_name(test: &Test) {
     let wire = Wire::new();
     let created = Created::new(test, Some(&wire), "true");
     wire.add_veth("late0", "");

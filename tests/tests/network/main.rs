@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod late;
+mod running;
 mod tap;
 mod wire;
 
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use late::*;
+use running::*;
 use wire::{AROUND, AROUND6, INSIDE, INSIDE6, Wire};
 
 bundle_suite! {
@@ -36,6 +38,11 @@ bundle_suite! {
         macvlan_reaches_its_network,
         ipvlan_reaches_its_network,
         tap_reaches_the_program_at_its_other_end,
+        interfaces_that_come_before_start_are_all_there,
+        interface_comes_works_and_goes,
+        several_interfaces_come_to_a_running_container,
+        addresses_and_routes_change_while_it_runs,
+        connection_survives_what_comes_beside_it,
         namespace_without_interfaces_has_loopback_only,
         configuration_without_a_path_has_loopback_only,
         addresses_that_come_before_start_are_there;
@@ -47,7 +54,6 @@ bundle_suite! {
         interface_that_is_a_port_of_a_bridge_is_refused_by_name,
         namespace_that_is_not_there_is_refused_with_its_path,
         namespace_of_the_host_is_refused,
-        interfaces_that_come_too_many_are_refused_by_name,
         no_interface_at_start_leaves_loopback_only;
 }
 

@@ -12,6 +12,7 @@ podman_suite! {
         two_networks_give_two_interfaces,
         containers_reach_each_other_by_name,
         address_and_mac_are_the_asked_for,
+        network_is_connected_to_a_running_container_and_disconnected,
         container_networks_are_joined;
     newer:
         published_port_is_reached,
@@ -49,6 +50,38 @@ fn bridge_gives_an_address_and_a_route(podman: &Podman) {
         logs.text().contains(&format!("default via {gateway}")),
         "{logs}"
     );
+}
+
+fn network_is_connected_to_a_running_container_and_disconnected(podman: &Podman) {
+    let (first, second) = (podman.test.new_id(), podman.test.new_id());
+    for network in [&first, &second] {
+        podman
+            .podman(&["network", "create", network])
+            .expect_code(0);
+    }
+    let script =
+        "echo ready; until ip -4 -o addr show dev eth1 2>/dev/null | grep inet; do sleep 0.1; done
+                  while [ -e /sys/class/net/eth1 ]; do sleep 0.1; done; echo gone; sleep 1000";
+    let name = podman.detached(&["--network", &first], script);
+    let mut logs = podman.command(["logs", "--follow", &name]).spawn();
+    logs.line_is("ready");
+
+    podman
+        .podman(&["network", "connect", &second, &name])
+        .expect_code(0);
+
+    let networks = podman.inspect(&name)["NetworkSettings"]["Networks"].clone();
+    let address = networks[&second]["IPAddress"].as_str().unwrap().to_owned();
+    let line = logs.line();
+    assert!(line.contains(&format!("inet {address}/")), "{line}");
+    podman
+        .podman(&["network", "disconnect", &second, &name])
+        .expect_code(0);
+    logs.line_is("gone");
+    podman.podman(&["rm", "--force", &name]).expect_code(0);
+    for network in [&first, &second] {
+        podman.podman(&["network", "rm", network]).expect_code(0);
+    }
 }
 
 /// Gives the host an address of its own to publish ports on.

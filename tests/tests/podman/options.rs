@@ -303,13 +303,13 @@ fn character_device_is_there(podman: &Podman) {
 }
 
 /// A block device of the host whose content is a file.
-struct Loop {
-    node: String,
+pub struct Loop {
+    pub node: String,
     file: PathBuf,
 }
 
 impl Loop {
-    fn new(podman: &Podman) -> Self {
+    pub fn new(podman: &Podman) -> Self {
         let file = podman.test.new_dir().join("disk");
         fs::write(&file, [b'.'; 1 << 20]).unwrap();
         let setup = Invocation::new("losetup").args(["--find", "--show"]);
@@ -319,7 +319,7 @@ impl Loop {
     }
 
     /// The first bytes of the file.
-    fn begins_with(&self, text: &str) -> bool {
+    pub fn begins_with(&self, text: &str) -> bool {
         fs::read(&self.file).unwrap().starts_with(text.as_bytes())
     }
 }

@@ -6,6 +6,7 @@ use bulkhead_tests::Podman;
 use bulkhead_tests::harness::podman::IMAGE;
 
 use crate::network::{SERVING, add_address, answer_on_host, wait_until_ready};
+use crate::options::Loop;
 use crate::podman_suite;
 
 podman_suite! {
@@ -17,6 +18,7 @@ podman_suite! {
         container_of_a_pod_has_files_and_limits_of_its_own,
         container_that_cannot_start_leaves_the_others_alone,
         container_of_a_pod_is_removed_and_another_comes,
+        container_of_a_pod_brings_a_disk_and_takes_it_along,
         processes_of_another_container_are_seen,
         network_that_is_not_shared_is_apart,
         pod_is_stopped_and_started,
@@ -116,6 +118,42 @@ fn container_of_a_pod_has_files_and_limits_of_its_own(podman: &Podman) {
     let output = podman.ran(&options, script);
 
     assert_eq!(output.text(), "none\nof the host\n77");
+}
+
+fn container_of_a_pod_brings_a_disk_and_takes_it_along(podman: &Podman) {
+    let pod = pod(podman, &[]);
+    let first = member(podman, &pod, "echo ready; sleep 1000");
+    wait_until_ready(podman, &first);
+    let (one, other) = (Loop::new(podman), Loop::new(podman));
+    let option = |disk: &Loop| format!("{}:/dev/disk", disk.node);
+    let run = |disk: &Loop, script: &str| {
+        let device = option(disk);
+        let run = [
+            "run", "--rm", "--pod", &pod, "--device", &device, IMAGE, "sh", "-c", script,
+        ];
+        podman.podman(&run).text().to_owned()
+    };
+
+    let script = "head -c 3 /dev/disk; printf written >/dev/disk; sync; echo; wc -c </dev/disk";
+    assert_eq!(run(&one, script), "...\n1048576");
+    assert!(one.begins_with("written"));
+    assert_eq!(run(&other, "head -c 3 /dev/disk"), "...");
+
+    // What a container brought went with it, and those that stay have not noticed.
+    if !podman.test.driver.is_peer() {
+        let exec = podman.podman(&[
+            "exec",
+            &first,
+            "sh",
+            "-c",
+            "ls /sys/block | grep -c vd || :",
+        ]);
+        assert_eq!(exec.text(), "0");
+    }
+    assert_eq!(
+        podman.podman(&["exec", &first, "echo", "well"]).text(),
+        "well"
+    );
 }
 
 fn container_that_cannot_start_leaves_the_others_alone(podman: &Podman) {

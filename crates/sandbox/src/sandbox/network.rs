@@ -2,7 +2,7 @@
 //! goes while it runs.
 
 use bulkhead_devices::vsock::control::{Plugged, Slot};
-use bulkhead_network::{Mac, Update, Watch};
+use bulkhead_network::{Update, Watch};
 
 use super::*;
 use crate::dns::Relay;
@@ -93,23 +93,41 @@ impl Sandbox {
             relay_names(vm, plan)?
         };
         let mut update = update.unwrap_or_default();
-        self.plug_cards(vm, &mut update).await?;
-        let (plugged, fixed): (Vec<Mac>, Vec<Mac>) = update
-            .unused
-            .iter()
-            .partition(|mac| vm.card(**mac).is_some());
-        let request = messages::NetworkRequest {
+        let mut request = messages::NetworkRequest {
             interfaces: update.changes.iter().map(network::message).collect(),
-            unused: fixed.iter().map(|card| card.to_vec()).collect(),
             resolvers,
             ..Default::default()
         };
-        let slots = plugged.iter().filter_map(|mac| vm.take_card(*mac));
-        self.unplug(vm, slots.collect()).await;
-        if request == messages::NetworkRequest::default() {
+        // What goes, goes first: what comes may have its name and hardware address.
+        let mut slots = Vec::new();
+        for mac in &update.unused {
+            match vm.take_card(*mac) {
+                Some(slot) => slots.push(slot),
+                None => request.unused.push(mac.to_vec()),
+            }
+        }
+        self.unplug(vm, slots).await;
+        if !update.new.is_empty() {
+            let unused = std::mem::take(&mut request.unused);
+            let first = messages::NetworkRequest {
+                unused,
+                ..Default::default()
+            };
+            self.configure_network(vm, &first).await?;
+            self.plug_cards(vm, &mut update).await?;
+        }
+        self.configure_network(vm, &request).await
+    }
+
+    async fn configure_network(
+        &self,
+        vm: &Vm,
+        request: &messages::NetworkRequest,
+    ) -> Result<(), SandboxError> {
+        if *request == messages::NetworkRequest::default() {
             return Ok(());
         }
-        let call = vm.agent.configure_network(Context::default(), &request);
+        let call = vm.agent.configure_network(Context::default(), request);
         self.ask(vm, "configure the network", call).await?;
         Ok(())
     }

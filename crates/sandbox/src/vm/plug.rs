@@ -130,13 +130,7 @@ impl Vm {
         self.plugs.cards().insert(mac, slot);
     }
 
-    /// The card that has come for a hardware address.
-    #[must_use]
-    pub fn card(&self, mac: Mac) -> Option<Slot> {
-        self.plugs.cards().get(&mac).copied()
-    }
-
-    /// The same, to be forgotten.
+    /// The card that has come for a hardware address, to be forgotten.
     #[must_use]
     pub fn take_card(&self, mac: Mac) -> Option<Slot> {
         self.plugs.cards().remove(&mac)
