@@ -40,8 +40,10 @@ const PACKAGES: &[(&str, Purpose)] = &[
     // The second hypervisor, and the root file system of the first container.
     ("busybox-static", Purpose::Run),
     ("qemu-system-x86", Purpose::Run),
-    // Peers and image tools of the suites; a C++ compiler for libFuzzer.
+    // Peers, image and archive tools of the suites; a C++ compiler for libFuzzer.
+    ("cpio", Purpose::Everything),
     ("crun", Purpose::Everything),
+    ("e2fsprogs", Purpose::Everything),
     ("g++", Purpose::Everything),
     ("runc", Purpose::Everything),
     ("skopeo", Purpose::Everything),
@@ -58,6 +60,7 @@ const PACKAGES: &[(&str, Purpose)] = &[
     ("iproute2", Purpose::Everything),
     ("iptables", Purpose::Everything),
     ("mmdebstrap", Purpose::Everything),
+    ("mount", Purpose::Everything),
     ("netavark", Purpose::Everything),
     ("nftables", Purpose::Everything),
     ("podman", Purpose::Everything),

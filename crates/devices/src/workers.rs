@@ -189,3 +189,69 @@ impl Drop for Report {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn disk(number: u32) -> Plugged {
+        Plugged::Block {
+            number,
+            read_only: true,
+        }
+    }
+
+    #[test]
+    fn device_unplugged_hangs_up_and_others_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut comers = Comers::new(Workers::new().unwrap());
+        let mut streams = Vec::new();
+        for number in [3, 4] {
+            let path = dir.path().join(number.to_string());
+            let socket = UnixListener::bind(&path).unwrap();
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(1 << 20).unwrap();
+            let (name, tally) = comers
+                .plug(disk(number), socket.into(), file.into())
+                .unwrap();
+            assert_eq!(name, format!("block{number}"));
+            assert_eq!(tally.work("").requests, 0);
+            streams.push(UnixStream::connect(path).unwrap());
+        }
+
+        comers.unplug(Slot::Block(3));
+        comers.unplug(Slot::Net(4));
+
+        let read = |stream: &mut UnixStream, patience| {
+            stream.set_read_timeout(Some(patience)).unwrap();
+            stream.read(&mut [0])
+        };
+        match read(&mut streams[0], Duration::from_secs(60)) {
+            Ok(got) => assert_eq!(got, 0),
+            // The connection had not been accepted yet.
+            Err(e) => assert_eq!(e.kind(), io::ErrorKind::ConnectionReset),
+        }
+        let waiting = read(&mut streams[1], Duration::from_millis(10)).unwrap_err();
+        assert_eq!(waiting.kind(), io::ErrorKind::WouldBlock);
+        assert!(comers.workers.end().is_none());
+    }
+
+    #[test]
+    fn device_that_cannot_be_served_closes_its_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let socket = UnixListener::bind(&path).unwrap();
+        let mut comers = Comers::new(Workers::new().unwrap());
+        // A pipe has no size.
+        let (medium, _other) = rustix::pipe::pipe().unwrap();
+
+        let refused = comers.plug(disk(0), socket.into(), medium);
+
+        assert!(matches!(refused, Err(DeviceError::Setup { .. })));
+        assert!(UnixStream::connect(path).is_err());
+    }
+}
