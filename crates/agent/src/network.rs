@@ -159,7 +159,8 @@ impl<'i> Card<'i> {
         self.change(netlink, "switch on", &change)?;
         let is_new = |address: &&Address| !present.iter().any(|had| is_same(had, address));
         for address in addresses.iter().filter(is_new) {
-            self.ask(netlink, "give an address to", &address.add())?;
+            let step = "give an address to";
+            self.ask_unless_foreign(netlink, step, &address.add(), address.ip)?;
         }
         // Some went with their addresses.
         let present = if self.known {
@@ -168,7 +169,8 @@ impl<'i> Card<'i> {
             Vec::new()
         };
         for route in routes.iter().filter(|route| !present.contains(route)) {
-            self.ask(netlink, "make a route over", &route.add())?;
+            let step = "make a route over";
+            self.ask_unless_foreign(netlink, step, &route.add(), route.destination)?;
         }
         for neighbour in &neighbours {
             self.ask(netlink, "enter a neighbour of", &neighbour.add())?;
@@ -237,6 +239,27 @@ impl<'i> Card<'i> {
         request: &Request,
     ) -> Result<(), NetworkError> {
         netlink.request(request).map_err(self.failed(step))
+    }
+
+    /// As [`Self::ask`]. A kernel without IPv6 goes without what the host's kernel has made by itself, for the
+    /// link alone; whatever somebody asked for must not be missing.
+    fn ask_unless_foreign(
+        &self,
+        netlink: &mut Netlink,
+        step: &'static str,
+        request: &Request,
+        of: IpAddr,
+    ) -> Result<(), NetworkError> {
+        let for_the_link = matches!(of, IpAddr::V6(of) if of.is_unicast_link_local());
+        match netlink.request(request) {
+            Err(error)
+                if for_the_link
+                    && matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) =>
+            {
+                Ok(())
+            }
+            other => other.map_err(self.failed(step)),
+        }
     }
 
     fn failed(&self, step: &'static str) -> impl FnOnce(NetlinkError) -> NetworkError {

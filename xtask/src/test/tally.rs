@@ -70,6 +70,7 @@ pub struct Reader {
     ignored_count: usize,
     ignored: Vec<String>,
     in_failures: bool,
+    listed: Vec<String>,
     named: Vec<String>,
 }
 
@@ -82,15 +83,17 @@ impl Reader {
         }
         if let Some(result) = line.strip_prefix("test result: ") {
             self.in_failures = false;
+            self.failed.append(&mut self.listed);
             self.passed += number_before(result, " passed");
             self.failed_count += number_before(result, " failed");
             self.ignored_count += number_before(result, " ignored");
         } else if line == "failures:" {
             self.in_failures = true;
+            // The first list of a binary holds outputs, of which a line may look like a name; the second, which
+            // is the last before its result, the names.
+            self.listed.clear();
         } else if let Some(name) = line.strip_prefix("    ").filter(|_| self.in_failures) {
-            // The first list holds outputs, the second the names; an output may
-            // look like a name, so only the last ones count, see `failed_names`.
-            self.failed.push(name.to_owned());
+            self.listed.push(name.to_owned());
         } else if let Some((name, reason)) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.split_once(" ... ignored"))
@@ -139,9 +142,8 @@ impl Reader {
                 None => tally.skipped.push("a test that was ignored".to_owned()),
             }
         }
-        let start = self.failed.len().saturating_sub(self.failed_count);
         for index in 0..self.failed_count {
-            let known = self.failed.get(start + index).cloned();
+            let known = self.failed.get(index).cloned();
             tally
                 .failed
                 .push(known.unwrap_or_else(|| "a test; see above".to_owned()));
@@ -210,6 +212,21 @@ mod tests {
 
         assert_eq!(sum.passed, 1);
         assert_eq!(sum.failed, ["a::b"]);
+    }
+
+    #[test]
+    fn failures_of_several_binaries_are_named_without_lines_of_their_outputs() {
+        let failed = |name: &str| {
+            format!(
+                "test {name} ... FAILED\n\nfailures:\n\n---- {name} stdout ----\n             at ./src/{name}.rs:1\n\n\
+                 failures:\n    {name}\n\n\
+                 test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n"
+            )
+        };
+
+        let sum = tally(&(failed("a") + &failed("b")), "");
+
+        assert_eq!(sum.failed, ["a", "b"]);
     }
 
     #[test]
