@@ -81,7 +81,8 @@ fn containers_reach_each_other_by_address(docker: &Docker) {
     assert_eq!(output.text(), "hello");
 }
 
-fn containers_reach_each_other_by_name(docker: &Docker) {
+/// A network of the user's, and a container in it that is called `server` there and answers.
+fn served_network(docker: &Docker) -> (String, String) {
     let network = docker.test.new_id();
     docker
         .docker(&["network", "create", &network])
@@ -89,9 +90,14 @@ fn containers_reach_each_other_by_name(docker: &Docker) {
     let option = format!("--network={network}");
     let server = docker.detached(&[&option, "--network-alias", "server"], SERVING);
     wait_until_ready(docker, &server);
+    (network, server)
+}
+
+fn containers_reach_each_other_by_name(docker: &Docker) {
+    let (network, server) = served_network(docker);
 
     let script = "until nc -w 5 server 80 </dev/null | grep hello; do sleep 0.1; done";
-    let output = docker.ran(&[&option], script);
+    let output = docker.ran(&[&format!("--network={network}")], script);
 
     assert_eq!(output.text(), "hello");
     docker.docker(&["rm", "--force", &server]).expect_code(0);
@@ -99,13 +105,7 @@ fn containers_reach_each_other_by_name(docker: &Docker) {
 }
 
 fn networks_are_connected_to_a_running_container_and_disconnected(docker: &Docker) {
-    let network = docker.test.new_id();
-    docker
-        .docker(&["network", "create", &network])
-        .expect_code(0);
-    let option = format!("--network={network}");
-    let server = docker.detached(&[&option, "--network-alias", "server"], SERVING);
-    wait_until_ready(docker, &server);
+    let (network, server) = served_network(docker);
     let script = "echo ready; until nc -w 5 server 80 </dev/null | grep hello; do sleep 0.1; done
                   while [ -e /sys/class/net/eth1 ]; do sleep 0.1; done; echo gone; sleep 1000";
     let client = docker.detached(&["--network=bridge"], script);

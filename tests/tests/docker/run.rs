@@ -150,7 +150,9 @@ fn container_is_restarted(docker: &Docker) {
         .docker(&["restart", "--time", "0", &name])
         .expect_code(0);
 
-    let output = docker.docker(&["exec", &name, "cat", "/log"]);
+    // It may not have come to it yet.
+    let script = "until [ $(wc -l </log) = 2 ]; do sleep 0.1; done; cat /log";
+    let output = docker.docker(&["exec", &name, "sh", "-c", script]);
     assert_eq!(output.text(), "again\nagain");
 }
 
