@@ -253,8 +253,7 @@ fn large_output_arrives_whole(test: &Test) {
 fn signal_to_exec_reaches_its_process(test: &Test) {
     let container = idle(test, |_| {});
     // SIGKILL: the child may not have come to its `exec`, and have its shell's trap.
-    let script =
-        "trap 'echo got it; kill -9 $!; exit 9' TERM; sleep 1000 & echo waiting; wait; echo woke up";
+    let script = "trap 'echo got it; kill -9 $!; exit 9' TERM; sleep 1000 & echo waiting; wait; echo woke up";
     let mut exec = container.exec(["sh", "-c", script]).spawn();
     exec.line_is("waiting");
 
