@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use crate::error::SandboxError;
 use crate::sandbox::Sandbox;
+use crate::state::Status;
 
 /// Who lives in the machine, and whether the sandbox process is still needed.
 #[derive(Debug, Default)]
@@ -52,6 +53,14 @@ impl Pod {
     pub fn container(&self, id: &str) -> Result<Arc<Sandbox>, SandboxError> {
         let inner = self.lock();
         inner.containers.get(id).cloned().ok_or_else(|| {
+            // Its own was the last, and this process is about to end.
+            if inner.containers.is_empty() {
+                return SandboxError::WrongState {
+                    verb: "reach",
+                    id: id.to_owned(),
+                    state: Status::Stopped.as_str(),
+                };
+            }
             let names: Vec<&str> = inner.containers.keys().map(String::as_str).collect();
             SandboxError::WrongId {
                 holds: names.join(", "),
@@ -101,5 +110,17 @@ impl Pod {
             inner.closed = true;
             self.done.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn container_asked_for_after_the_last_has_ended_is_told_as_stopped() {
+        let error = Pod::default().container("mine").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("container mine: it is stopped"), "{text}");
     }
 }
