@@ -68,6 +68,8 @@ pub enum Cards {
 pub struct Network {
     namespace: Namespace,
     cards: Vec<Card>,
+    /// Cards that stand for nothing any more, of which nobody has been told.
+    unused: Vec<Mac>,
 }
 
 #[derive(Debug)]
@@ -109,7 +111,13 @@ impl Network {
             }
             made.map(|ports| (cards, ports))
         })?;
-        Ok((Self { namespace, cards }, ports))
+        let unused = Vec::new();
+        let network = Self {
+            namespace,
+            cards,
+            unused,
+        };
+        Ok((network, ports))
     }
 
     /// Whether these are the interfaces of the namespace at `path`.
@@ -129,10 +137,10 @@ impl Network {
     ///
     /// # Errors
     /// When interfaces have come for which there is no card, or one has gone or changed its name or
-    /// hardware address, where cards are fixed; and as [`Self::plug`]. After an error the cards are as
-    /// before.
+    /// hardware address, where cards are fixed; and as [`Self::plug`]. After an error no card is new, and
+    /// those that became unused are told of the next time.
     pub fn refresh(&mut self, possible: Cards) -> Result<Update, NetworkError> {
-        let cards = &mut self.cards;
+        let (cards, unused) = (&mut self.cards, &mut self.unused);
         self.namespace.run(|| {
             let mut netlink = open()?;
             let found = inspect(&mut netlink)?;
@@ -147,7 +155,7 @@ impl Network {
                     (Err(_), Cards::Pluggable) => {
                         unplug(&mut netlink, std::slice::from_ref(card));
                         card.interface = None;
-                        update.unused.push(card.mac);
+                        unused.push(card.mac);
                         continue;
                     }
                 };
@@ -163,7 +171,7 @@ impl Network {
                 }
             }
             // What they stood for is gone, and their driver may be told so: they are not spare.
-            cards.retain(|card| !update.unused.contains(&card.mac));
+            cards.retain(|card| card.interface.is_some() || !unused.contains(&card.mac));
             let left = join_spare(&mut netlink, cards, found, &mut update)?;
             if possible == Cards::Fixed && !left.is_empty() {
                 let names: Vec<String> = left.into_iter().map(|one| one.name).collect();
@@ -182,6 +190,7 @@ impl Network {
             }
             let new = cards.get(before..).unwrap_or_default();
             update.changes.extend(new.iter().filter_map(Card::change));
+            update.unused.append(unused);
             Ok(update)
         })
     }

@@ -113,7 +113,11 @@ impl Sandbox {
                 unused,
                 ..Default::default()
             };
-            self.configure_network(vm, &first).await?;
+            let freed = self.configure_network(vm, &first).await;
+            if freed.is_err() {
+                update.new.iter().for_each(|port| vm.forget_card(port.mac));
+            }
+            freed?;
             self.plug_cards(vm, &mut update).await?;
         }
         self.configure_network(vm, &request).await
